@@ -1,0 +1,203 @@
+"""What a plugin declares: frozen, torch-free descriptions of models, data sets, losses, metrics and preprocessors.
+
+A spec names its heavy parts as ``"module:attribute"`` strings, imported only when used, so that listing
+plugins never imports torch. Optional fields always have defaults: a plugin written for an older core keeps loading.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from medvid_core.errors import PluginError
+
+PLUGIN_API = (1, 0)
+"""The plugin API (major, minor) this core speaks."""
+
+TASKS = (
+    "segmentation",
+    "classification",
+    "multilabel",
+    "frame_classification",
+    "regression",
+    "ordinal",
+    "anomaly",
+)
+
+Settings = Mapping[str, Any]
+"""Dotted configuration keys and their values, e.g. ``{"optimizer.lr": 1e-4}``."""
+
+_NO_SETTINGS: Settings = MappingProxyType({})
+
+
+def resolve(reference: str) -> Any:
+    """Import what ``"package.module:attribute"`` names.
+
+    Raises:
+        PluginError: if the text is not a reference, or the module or attribute does not exist.
+    """
+    module_name, separator, attribute = reference.partition(":")
+    if not separator or not module_name or not attribute:
+        raise PluginError(f"{reference!r} is not a reference of the form 'package.module:attribute'.")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise PluginError(f"Cannot import {reference!r}: {error}.") from error
+    except AttributeError as error:
+        raise PluginError(f"Module {module_name!r} has no attribute {attribute!r}.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """One thing a model predicts.
+
+    The output tensor is keyed by ``name`` and shaped by task: segmentation [B,T,K,H,W], classification and
+    multilabel [B,K], frame_classification [B,T,K], regression [B,D], ordinal [B,K-1], anomaly [B,T].
+    K is ``len(classes)``. A segmentation with one class is binary (sigmoid); with more, class 0 is the background.
+    """
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """What a model takes in.
+
+    Attributes:
+        frames: clip length T the model was designed for.
+        size: height and width in pixels the model was designed for.
+        multiple: height and width must be multiples of this.
+        channels: 3 (RGB) or 1 (grey).
+        mean: per-channel mean subtracted from images scaled to [0, 1].
+        std: per-channel standard deviation the difference is divided by.
+        streams: sample streams the model reads.
+        any_frames: whether the model accepts clips of any length.
+    """
+
+    frames: int = 5
+    size: tuple[int, int] = (256, 256)
+    multiple: int = 1
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    streams: tuple[str, ...] = ("video",)
+    any_frames: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Where a component comes from, and on what terms."""
+
+    summary: str = ""
+    paper: str = ""
+    upstream: str = ""
+    code_license: str = ""
+    weights_license: str = ""
+    reproduced: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """An architecture.
+
+    Attributes:
+        name: what the user types, e.g. ``vivim``.
+        tasks: the tasks it can be built for.
+        build: ``(config, outputs: tuple[OutputSpec, ...]) -> nn.Module``; works on the meta device. The module maps
+            a batch (dict) to a dict of output tensors keyed by ``OutputSpec.name``.
+        config: torch-free dataclass, every field with a default.
+        presets: named partial settings; ``tiny`` (tests), ``small`` (the embedded default) and ``full``.
+        clip: the input the model is made for.
+        recipe: default training settings, by dotted key.
+        importers: source name to ``(state: dict[str, Tensor], model) -> ImportReport``.
+        upstream_config: ``(mapping of upstream constructor arguments) -> config``.
+        trainable: named choices of parameter-name prefixes that are trained; the rest is frozen.
+        unused_parameters: glob patterns of parameters that receive no gradient.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    build: str
+    config: str
+    presets: Mapping[str, Settings]
+    clip: ClipSpec = ClipSpec()
+    recipe: Settings = _NO_SETTINGS
+    importers: Mapping[str, str] = field(default_factory=dict)
+    upstream_config: str = ""
+    trainable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    keep_fp32: tuple[str, ...] = ()
+    shard_units: tuple[str, ...] = ()
+    unused_parameters: tuple[str, ...] = ()
+    streaming: bool = False
+    prompts: bool = False
+    card: Card = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A way to read a folder (or to make data up).
+
+    Attributes:
+        can_read: ``(root: Path) -> bool``, looking at file names only. Empty for data sets without a folder.
+        index: ``(root: Path | None, config) -> Index``; opens as few files as it can.
+        config: torch-free dataclass, every field with a default.
+        defaults: settings this data set suggests, by dotted key.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    index: str
+    config: str
+    can_read: str = ""
+    defaults: Settings = _NO_SETTINGS
+    card: Card = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """A loss. ``build``: ``(config, outputs) -> medvid_core.losses.Loss``."""
+
+    name: str
+    tasks: tuple[str, ...]
+    build: str
+    config: str
+    card: Card = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """A metric. ``build``: ``(outputs) -> medvid_core.metrics.Metric``."""
+
+    name: str
+    tasks: tuple[str, ...]
+    build: str
+    higher_is_better: bool = True
+    unit: str = ""
+    card: Card = Card()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessorSpec:
+    """A step that derives streams from others, e.g. optical flow from video.
+
+    Attributes:
+        run: ``(sample: dict, config) -> dict`` with the provided streams added.
+        cached: whether the result is expensive and deterministic, so that it is stored under a content hash.
+    """
+
+    name: str
+    requires: tuple[str, ...]
+    provides: tuple[str, ...]
+    run: str
+    config: str
+    version: str = "1"
+    cached: bool = False
+    card: Card = Card()
+
+
+Spec = ModelSpec | DatasetSpec | LossSpec | MetricSpec | PreprocessorSpec
