@@ -1,0 +1,1 @@
+"""From files to samples: readers, data set adapters, clip sampling, splits, transforms and the loader."""

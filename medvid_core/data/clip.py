@@ -1,0 +1,113 @@
+"""The data contract: what an index holds (`Index`, `Case`, `Source`) and what the loader makes of it (a sample).
+
+A **sample** is a dict; a batch adds a leading axis B to every tensor:
+
+| key | value |
+| --- | --- |
+| ``video`` | float [T,C,H,W], normalised as the model's ``ClipSpec`` says |
+| ``frame_real`` | bool [T]; false where a short clip was padded by repeating its last frame |
+| ``mask`` | long [T,H,W], class of each pixel; 255 = unlabelled |
+| ``mask_labelled`` | bool [T]; false where a frame carries no annotation |
+| ``targets`` | dict of name → float or long tensor |
+| ``targets_present`` | dict of name → bool tensor |
+| ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixel coordinates |
+| ``source_size`` | long [2], height and width of the source in pixels |
+| ``frame_index`` | long [T], index of each frame in the source |
+| ``case_id``, ``group_id`` | str |
+| ``fps`` | float, NaN where unknown |
+| ``spacing`` | float [2], mm per source pixel (row, column), NaN where unknown |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medvid_core.specs import OutputSpec
+
+UNLABELLED = 255
+"""Mask value of a pixel nobody annotated; losses and metrics leave it out."""
+
+Array = npt.NDArray[Any]
+Sample = dict[str, Any]
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the frames of one stream are.
+
+    Attributes:
+        reader: ``frames`` (one file a frame), ``video`` (one file), or ``"module:attribute"`` of a function
+            ``(source, frame_indices) -> array`` [T,H,W] or [T,H,W,3], uint8.
+        paths: the files; empty for generated data. For ``frames``, ``""`` marks a frame without a file.
+        values: for masks, the raw pixel value of each class, in class order; anything else but ``ignore`` is an error.
+        nonzero: for masks, every non-zero raw value means class 1.
+        ignore: for masks, the raw pixel value that means unlabelled; -1 for none.
+        options: hashable extra for the reader.
+    """
+
+    reader: str
+    paths: tuple[str, ...] = ()
+    values: tuple[int, ...] = ()
+    nonzero: bool = False
+    ignore: int = -1
+    options: Any = None
+
+
+Reader = Callable[[Source, Sequence[int]], Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One video with what is known of it: a row of a data set's index.
+
+    Attributes:
+        case_id: unique within the data set.
+        group_id: the patient; cases of one group never straddle a split.
+        frames: number of frames.
+        streams: stream name (``video``, ``mask``, …) → source.
+        labelled: indices of the frames that carry a mask; None for all.
+        split: ``train``, ``val`` or ``test`` where the data set fixes it.
+        fps: frames per second; None where unknown.
+        spacing: mm per pixel (row, column); None where unknown.
+        targets: name → value, e.g. ``{"ejection_fraction": 57.2}``; a class is its index.
+    """
+
+    case_id: str
+    group_id: str
+    frames: int
+    streams: Mapping[str, Source]
+    labelled: tuple[int, ...] | None = None
+    split: str | None = None
+    study_id: str = ""
+    stratum: str = ""
+    fps: float | None = None
+    spacing: tuple[float, float] | None = None
+    view: str = ""
+    visit_time: str = ""
+    targets: Mapping[str, float | int] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def is_labelled(self, frame: int) -> bool:
+        """Whether this frame carries a mask."""
+        return "mask" in self.streams and (self.labelled is None or frame in self.labelled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """All cases of a data set and what there is to predict.
+
+    Attributes:
+        cases: every usable case.
+        outputs: what a model trained on this data predicts.
+        skipped: cases left out, with the reason: shown in the run header.
+    """
+
+    cases: tuple[Case, ...]
+    outputs: tuple[OutputSpec, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,5 @@
+"""Losses that any model may use."""
+
+from medvid_core.losses.base import Loss
+
+__all__ = ["Loss"]
