@@ -124,9 +124,9 @@ def _check_api(module: ModuleType) -> None:
 def _check_hooks(module: ModuleType) -> None:
     known = [name for name in vars(hookspecs) if name.startswith("medvid_")]
     for name in vars(module):
-        if name.startswith("medvid_") and hasattr(getattr(module, name), f"{hookspecs.PROJECT}_impl"):
-            if name not in known:
-                raise PluginError(f"there is no hook {name!r}.{did_you_mean(name, known)}")
+        marked = name.startswith("medvid_") and hasattr(getattr(module, name), f"{hookspecs.PROJECT}_impl")
+        if marked and name not in known:
+            raise PluginError(f"there is no hook {name!r}.{did_you_mean(name, known)}")
 
 
 def _provide(registry: Registry, module: ModuleType, distribution: str, version: str) -> None:

@@ -1,0 +1,92 @@
+"""What core itself offers, through the same hooks as every plugin."""
+
+from __future__ import annotations
+
+from medvid_core.hookspecs import hookimpl
+from medvid_core.specs import Card, ClipSpec, LossSpec, MetricSpec, ModelSpec
+
+MEDVID_PLUGIN_API = (1, 0)
+
+_DENSE_TASKS = ("segmentation",)
+
+
+@hookimpl
+def medvid_models() -> list[ModelSpec]:
+    """The baseline that video models must beat."""
+    return [
+        ModelSpec(
+            name="unet",
+            tasks=_DENSE_TASKS,
+            build="medvid_core.networks.unet:build",
+            config="medvid_core.networks.config:UNetConfig",
+            clip=ClipSpec(frames=5, size=(256, 256), multiple=16),
+            presets={
+                "tiny": {"model.channels": (4, 8), "clip.frames": 3, "clip.size": (32, 32), "train.batch_size": 2},
+                "small": {
+                    "model.channels": (16, 32, 64, 128),
+                    "clip.frames": 4,
+                    "clip.size": (96, 96),
+                    "optimizer.lr": 2e-3,
+                    "train.epochs": 20,
+                    "train.batch_size": 4,
+                },
+                "full": {},
+            },
+            recipe={
+                "loss": "dice-ce",
+                "metrics": ("dice", "jaccard", "precision", "recall", "specificity", "f-measure", "mae"),
+                "train.epochs": 100,
+            },
+            card=Card(
+                summary="U-Net applied to each frame by itself: the baseline without time.",
+                paper="Ronneberger et al., MICCAI 2015; residual units as in Kerfoot et al., STACOM 2018",
+                upstream="MONAI, monai.networks.nets.UNet",
+                code_license="Apache-2.0",
+            ),
+        )
+    ]
+
+
+@hookimpl
+def medvid_losses() -> list[LossSpec]:
+    """Cross-entropy, soft Dice and their sum."""
+    module = "medvid_core.losses.segmentation"
+    return [
+        LossSpec(
+            name="cross-entropy",
+            tasks=_DENSE_TASKS,
+            build=f"{module}:build_cross_entropy",
+            config="medvid_core.losses.config:CrossEntropyConfig",
+        ),
+        LossSpec(
+            name="dice",
+            tasks=_DENSE_TASKS,
+            build=f"{module}:build_dice",
+            config="medvid_core.losses.config:DiceConfig",
+        ),
+        LossSpec(
+            name="dice-ce",
+            tasks=_DENSE_TASKS,
+            build=f"{module}:build_dice_ce",
+            config="medvid_core.losses.config:DiceCEConfig",
+        ),
+    ]
+
+
+@hookimpl
+def medvid_metrics() -> list[MetricSpec]:
+    """Overlap and error per case."""
+    module = "medvid_core.metrics.segmentation"
+    overlap = {
+        "dice": "Dice",
+        "jaccard": "Jaccard",
+        "precision": "Precision",
+        "recall": "Recall",
+        "specificity": "Specificity",
+        "f-measure": "FMeasure",
+    }
+    specs = [MetricSpec(name=name, tasks=_DENSE_TASKS, build=f"{module}:{cls}") for name, cls in overlap.items()]
+    return [
+        *specs,
+        MetricSpec(name="mae", tasks=_DENSE_TASKS, build=f"{module}:MeanAbsoluteError", higher_is_better=False),
+    ]

@@ -1,0 +1,572 @@
+"""The run configuration: typed dataclasses are the one truth, YAML files and ``key=value`` are views of them.
+
+Precedence, lowest first: core defaults, the model's clip and recipe, preset, data set, ``--config file.yaml``,
+``key=value``. Each value remembers which of these it came from. Nothing in a configuration is ever executed:
+a value that contains ``${`` is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medvid_core.errors import ConfigError, did_you_mean
+from medvid_core.plugins import Registry, normalise
+from medvid_core.specs import DatasetSpec, LossSpec, ModelSpec, Settings, resolve
+
+DEFAULT_DATASET = "echo-phantom"
+DEFAULT_PRESET = "small"
+FULL_PRESET = "full"
+
+C = TypeVar("C")
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key}={value!r} cannot be used: it must be {allowed}.")
+
+
+def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    _require(value in choices, key, value, f"one of {', '.join(choices)}.{did_you_mean(value, choices)}".rstrip("."))
+
+
+@dataclass
+class ClipConfig:
+    """How clips are cut out of videos.
+
+    Attributes:
+        frames: clip length T.
+        size: height and width in pixels a frame is resized to.
+        stride: take every n-th frame of the video.
+        sampling: which clips a training epoch sees: ``random`` and ``equispaced`` (``per_case`` clips a case),
+            ``dense`` (one clip around every frame), ``all`` (windows one after the other).
+        per_case: clips a case and epoch for ``random`` and ``equispaced``.
+        overlap: frames that neighbouring windows share in evaluation and prediction; they are blended.
+    """
+
+    frames: int = 5
+    size: tuple[int, int] = (256, 256)
+    stride: int = 1
+    sampling: str = "random"
+    per_case: int = 1
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.frames >= 1, "clip.frames", self.frames, "at least 1")
+        _require(len(self.size) == 2 and min(self.size) >= 1, "clip.size", self.size, "two positive integers")
+        _require(self.stride >= 1, "clip.stride", self.stride, "at least 1")
+        _require(self.per_case >= 1, "clip.per_case", self.per_case, "at least 1")
+        _require(0 <= self.overlap < self.frames, "clip.overlap", self.overlap, "from 0 to clip.frames - 1")
+        _require_choice("clip.sampling", self.sampling, ("random", "equispaced", "dense", "all"))
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training clips, drawn once a clip so that its frames stay consistent.
+
+    Attributes:
+        horizontal_flip: probability.
+        vertical_flip: probability.
+        rotation_deg: largest rotation either way, in degrees.
+        scale: largest relative zoom either way.
+        translate: largest shift either way, as a fraction of the size.
+        brightness: largest relative change of brightness.
+        contrast: largest relative change of contrast.
+        noise: standard deviation of Gaussian noise, in units of the image range 1.
+    """
+
+    horizontal_flip: float = 0.0
+    vertical_flip: float = 0.0
+    rotation_deg: float = 0.0
+    scale: float = 0.0
+    translate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "vertical_flip", "scale", "translate", "brightness", "contrast"):
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "from 0 to 1")
+        _require(0 <= self.rotation_deg <= 180, "augment.rotation_deg", self.rotation_deg, "from 0 to 180")
+        _require(self.noise >= 0, "augment.noise", self.noise, "0 or more")
+
+
+@dataclass
+class SplitConfig:
+    """How cases without a split of their own are divided, group by group (no patient in two parts).
+
+    Attributes:
+        val: fraction of the groups used to choose the best checkpoint.
+        test: fraction of the groups held out for the final evaluation.
+        seed: seed of the division, apart from the training seed so that runs compare on the same split.
+    """
+
+    val: float = 0.15
+    test: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("val", "test"):
+            _require(0 <= getattr(self, name) < 1, f"split.{name}", getattr(self, name), "from 0 to below 1")
+        _require(self.val + self.test < 1, "split.val + split.test", self.val + self.test, "below 1")
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser: ``adam`` or ``adamw``.
+
+    Attributes:
+        name: ``adam`` or ``adamw``.
+        lr: learning rate at the start of the schedule.
+        weight_decay: L2 penalty (adam) or decoupled decay (adamw).
+        betas: decay rates of the running averages.
+        clip_norm: largest gradient norm; larger ones are scaled down. 0: no clipping.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_choice("optimizer.name", self.name, ("adam", "adamw"))
+        _require(self.lr > 0, "optimizer.lr", self.lr, "above 0")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 or more")
+
+
+@dataclass
+class ScheduleConfig:
+    """The course of the learning rate.
+
+    Attributes:
+        name: ``cosine`` (half a cosine from ``optimizer.lr`` to ``final_lr``) or ``constant``.
+        final_lr: learning rate at the end of ``cosine``.
+        warmup_steps: steps over which the rate rises linearly from 0.
+        unit: ``step`` changes the rate at every step; ``epoch`` holds it for a whole epoch.
+    """
+
+    name: str = "cosine"
+    final_lr: float = 1e-6
+    warmup_steps: int = 0
+    unit: str = "step"
+
+    def __post_init__(self) -> None:
+        _require_choice("schedule.name", self.name, ("cosine", "constant"))
+        _require_choice("schedule.unit", self.unit, ("step", "epoch"))
+        _require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "0 or more")
+        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclass
+class TrainConfig:
+    """The training loop.
+
+    Attributes:
+        epochs: passes over the training cases.
+        max_steps: stop after so many optimiser steps; None for all epochs.
+        batch_size: clips an optimiser step, over all processes.
+        accumulate: parts each process cuts its share of the batch into, to fit its memory; the result is the same.
+        precision: ``no`` (float32), ``bf16`` or ``fp16``.
+        ema: decay of the moving average of the weights that is evaluated and kept; 0 for none.
+        evaluate_every: epochs between evaluations on the validation cases.
+        patience: evaluations without improvement after which training stops; 0 for never.
+        save_every_s: seconds between checkpoints, besides one at every evaluation.
+        workers: loading processes; None for none on a CPU and up to four on a GPU.
+        trainable: which of the model's named choices of parameters is trained.
+    """
+
+    epochs: int = 100
+    max_steps: int | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    precision: str = "no"
+    ema: float = 0.0
+    evaluate_every: int = 1
+    patience: int = 0
+    save_every_s: float = 300.0
+    workers: int | None = None
+    trainable: str = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "evaluate_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "at least 1")
+        _require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
+        _require(0 <= self.ema < 1, "train.ema", self.ema, "from 0 to below 1")
+        _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        _require(self.workers is None or self.workers >= 0, "train.workers", self.workers, "0 or more")
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluation and prediction.
+
+    Attributes:
+        at: ``source`` scores in the pixels of the original video, ``model`` in those the model sees.
+        batch_size: windows of one case computed together.
+        overlays: number of best and of worst cases shown in the report.
+    """
+
+    at: str = "source"
+    batch_size: int = 4
+    overlays: int = 2
+
+    def __post_init__(self) -> None:
+        _require_choice("evaluate.at", self.at, ("source", "model"))
+        _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "at least 1")
+        _require(self.overlays >= 0, "evaluate.overlays", self.overlays, "0 or more")
+
+
+@dataclass
+class Chosen:
+    """A plugin's component by name, with its own configuration."""
+
+    name: str
+    config: Any
+
+
+@dataclass
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        preset: the model's named partial settings in force.
+        seed: seed of initialisation, order, augmentation and dropout.
+        metrics: names of the metrics; the first decides which checkpoint is best.
+        data_root: the data folder or file, empty for generated data.
+    """
+
+    preset: str
+    seed: int
+    metrics: tuple[str, ...]
+    data_root: str
+    model: Chosen
+    dataset: Chosen
+    loss: Chosen
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested data that ``--config`` reads back."""
+        plain: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Chosen):
+                plain[item.name] = {"name": value.name, **dataclasses.asdict(value.config)}
+            else:
+                plain[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        plain["dataset"]["root"] = plain.pop("data_root")
+        return typing.cast("dict[str, Any]", _lists(plain))
+
+    def to_yaml(self) -> str:
+        """Return the YAML text written to a run's ``config.yaml``."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+
+
+SECTIONS: Mapping[str, type] = {
+    "clip": ClipConfig,
+    "augment": AugmentConfig,
+    "split": SplitConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+CHOSEN = ("model", "dataset", "loss")
+TOP_LEVEL: Settings = {"preset": "", "seed": 0, "metrics": ("dice",)}
+
+
+@dataclass
+class Composed:
+    """A validated configuration, where each value came from, and the specs it names."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    model: ModelSpec
+    dataset: DatasetSpec
+    loss: LossSpec
+
+    def explain(self) -> str:
+        """Return every value with its origin, one a line (``--print-config``)."""
+        values = flatten(self.config.to_dict())
+        width = max(len(f"{key}={value}") for key, value in values.items())
+        return "\n".join(f"{f'{key}={value}':<{width}}  # {self.origins[key]}" for key, value in values.items())
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, all the way down: what YAML and JSON hold."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _refuse_interpolation(settings: Settings, origin: str) -> None:
+    for key, value in settings.items():
+        if "${" in str(value):
+            raise ConfigError(
+                f"{key}={value!r} ({origin}) contains '${{': configurations hold values, not expressions. "
+                "Write the value itself."
+            )
+
+
+def _with_names(settings: Settings) -> dict[str, Any]:
+    """``loss=dice`` is short for ``loss.name=dice``."""
+    return {f"{key}.name" if key in CHOSEN else key: value for key, value in settings.items()}
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Parse ``key=value`` words of the command line; values are read as YAML scalars or lists.
+
+    Raises:
+        ConfigError: a word without ``=``, a value that is not YAML, or one that holds an interpolation.
+    """
+    settings: dict[str, Any] = {}
+    for word in overrides:
+        key, separator, text = word.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"{word!r} is not of the form key=value, e.g. train.epochs=20.")
+        _refuse_interpolation({key: text}, "command line")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+        except Exception as error:
+            raise ConfigError(f"The value of {word!r} cannot be read as YAML: {error}") from error
+        value = parsed["value"] if isinstance(parsed, dict) else None
+        settings.update(flatten({key: value}))
+    return _with_names(settings)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a YAML configuration file as dotted settings.
+
+    Raises:
+        ConfigError: the file is absent, not YAML, not a mapping, or holds an interpolation.
+    """
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"The configuration file {path} does not exist.") from error
+    except Exception as error:
+        raise ConfigError(f"The configuration file {path} cannot be read as YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"The configuration file {path} must hold keys and values.")
+    settings = flatten({str(key): value for key, value in loaded.items()})
+    _refuse_interpolation(settings, str(path))
+    return _with_names(settings)
+
+
+def _build(config_class: type[C], section: str, values: Mapping[str, tuple[Any, str]]) -> C:
+    """Build one typed section from values with their origins, converting as OmegaConf does."""
+    defaults = config_class()
+    types = typing.get_type_hints(config_class)
+    arguments: dict[str, Any] = {}
+    for key, (value, origin) in values.items():
+        node = OmegaConf.structured(defaults)
+        try:
+            OmegaConf.set_readonly(node, False)
+            node[key] = _lists(value)
+            plain = OmegaConf.to_container(node)[key]  # type: ignore[index, call-overload]
+        except OmegaConfBaseException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: {reason}.") from error
+        arguments[key] = tuple(plain) if typing.get_origin(types[key]) is tuple and plain is not None else plain
+    return config_class(**arguments)
+
+
+class _Layers:
+    """Settings laid one over the other, the later winning."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[Any, str]] = {}
+
+    def add(self, settings: Settings, origin: str) -> None:
+        self.values.update({key: (value, origin) for key, value in settings.items()})
+
+    def get(self, key: str) -> Any:
+        return self.values[key][0] if key in self.values else None
+
+    def section(self, name: str) -> dict[str, tuple[Any, str]]:
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): pair for key, pair in self.values.items() if key.startswith(prefix)}
+
+
+def _check_keys(layers: _Layers, classes: Mapping[str, type]) -> None:
+    """Refuse every key that no section knows, naming the close one."""
+    known = set(TOP_LEVEL) | {f"{name}.name" for name in CHOSEN} | {"dataset.root"}
+    for section, config_class in classes.items():
+        known |= {f"{section}.{item.name}" for item in dataclasses.fields(config_class)}
+    for key, (value, origin) in layers.values.items():
+        if key not in known:
+            section = key.partition(".")[0]
+            near = [name for name in known if name.startswith(f"{section}.")] or sorted({*classes, *TOP_LEVEL})
+            raise ConfigError(
+                f"Unknown key {key!r} (value {value!r}, {origin}).{did_you_mean(key, known)} "
+                f"Known here: {', '.join(sorted(near))}."
+            )
+
+
+def _preset(spec: ModelSpec, name: str) -> Settings:
+    if name not in spec.presets:
+        raise ConfigError(
+            f"Model {spec.name!r} has no preset {name!r}.{did_you_mean(name, spec.presets)} "
+            f"Known: {', '.join(spec.presets)}."
+        )
+    return spec.presets[name]
+
+
+def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
+    """Return the one data set that can read the folder or file ``root``, judging by file names.
+
+    Raises:
+        ConfigError: the path does not exist, no data set can read it, or several can.
+    """
+    if not root.exists():
+        names = [spec.name for spec in registry.specs(DatasetSpec)]
+        raise ConfigError(
+            f"--data {root}: there is no such folder or file, and no data set of that name."
+            f"{did_you_mean(str(root), names)} Data sets by name: {', '.join(names)}."
+        )
+    able = [spec for spec in registry.specs(DatasetSpec) if spec.can_read and resolve(spec.can_read)(root)]
+    if len(able) == 1:
+        return able[0]
+    readable = ", ".join(spec.name for spec in registry.specs(DatasetSpec) if spec.can_read)
+    if not able:
+        what = "The folder is empty" if root.is_dir() and not any(root.iterdir()) else "No data set knows its layout"
+        raise ConfigError(
+            f"--data {root} cannot be used. {what}. Layouts that are read: {readable} "
+            "(medvid-run plugins list describes them)."
+        )
+    names = ", ".join(spec.name for spec in able)
+    raise ConfigError(f"--data {root} can be read as {names}. Say which: dataset={able[0].name}.")
+
+
+def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tuple[DatasetSpec, str]:
+    """Return the data set and its root from ``--data NAME|PATH`` and the user's own settings."""
+    name, root = user.get("dataset.name"), user.get("dataset.root") or ""
+    if data is not None:
+        names = {normalise(spec.name) for spec in registry.specs(DatasetSpec)}
+        if normalise(data) in names and not Path(data).exists():
+            name, root = data, ""
+        else:
+            root = data
+            if "dataset.name" in user.values and user.values["dataset.name"][1] != "command line":
+                name = None  # a stored configuration names the data it was made with, not the data asked for now
+    if name is None and root:
+        return detect_dataset(registry, Path(root)), str(Path(root).resolve())
+    spec = registry.find("dataset", str(name or DEFAULT_DATASET)).spec
+    assert isinstance(spec, DatasetSpec)
+    return spec, str(Path(root).resolve()) if root else ""
+
+
+def compose(
+    registry: Registry,
+    model: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+    config_file: Path | None = None,
+) -> Composed:
+    """Merge all layers into one validated configuration.
+
+    Args:
+        registry: the installed plugins.
+        model: the model's name (``--model``); None when the file or an override names it.
+        data: a data set's name or a path (``--data``); None for the embedded phantom.
+        overrides: ``key=value`` words.
+        config_file: a YAML file, such as another run's ``config.yaml``.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, or a choice that does not exist.
+        PluginError: a name that no plugin offers.
+    """
+    user = _Layers()
+    if config_file is not None:
+        user.add(read_config_file(config_file), str(config_file))
+    user.add(parse_overrides(overrides), "command line")
+    model_name = model or user.get("model.name")
+    if not model_name:
+        raise ConfigError("No model is named. Say which with --model NAME; medvid-run plugins list shows them.")
+    model_spec = registry.find("model", str(model_name)).spec
+    assert isinstance(model_spec, ModelSpec)
+    dataset_spec, root = _choose_dataset(registry, data, user)
+    preset = user.get("preset") or (FULL_PRESET if data or root or user.get("dataset.name") else DEFAULT_PRESET)
+
+    layers = _Layers()
+    layers.add(TOP_LEVEL, "default")
+    layers.add({"clip.frames": model_spec.clip.frames, "clip.size": model_spec.clip.size}, f"model {model_spec.name}")
+    layers.add(_with_names(model_spec.recipe), f"recipe of {model_spec.name}")
+    layers.add(_with_names(_preset(model_spec, str(preset))), f"preset {preset}")
+    layers.add(_with_names(dataset_spec.defaults), f"data set {dataset_spec.name}")
+    loss_of_recipe = layers.get("loss.name")
+    loss_name = user.get("loss.name") or loss_of_recipe or "dice-ce"
+    loss_spec = registry.find("loss", str(loss_name)).spec
+    assert isinstance(loss_spec, LossSpec)
+    if loss_name != loss_of_recipe:  # the recipe's loss settings belong to the loss that the recipe names
+        layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("loss.")}
+    layers.values.update(user.values)
+    chosen_origin = "option" if model or data else "default"
+    layers.add({"preset": str(preset)}, user.values.get("preset", ("", "default"))[1])
+    layers.add({"model.name": model_spec.name}, "--model" if model else "configuration")
+    layers.add({"dataset.name": dataset_spec.name, "dataset.root": root}, "--data" if data else chosen_origin)
+    layers.add({"loss.name": loss_spec.name}, layers.values.get("loss.name", ("", "default"))[1])
+    return _finish(layers, model_spec, dataset_spec, loss_spec)
+
+
+def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossSpec) -> Composed:
+    """Validate all keys and values and build the typed configuration."""
+    classes = {
+        **SECTIONS,
+        "model": resolve(model.config),
+        "dataset": resolve(dataset.config),
+        "loss": resolve(loss.config),
+    }
+    _check_keys(layers, classes)
+    reserved = {"model": ("name",), "dataset": ("name", "root"), "loss": ("name",)}
+    built: dict[str, Any] = {}
+    for section, config_class in classes.items():
+        values = {k: v for k, v in layers.section(section).items() if k not in reserved.get(section, ())}
+        built[section] = _build(config_class, section, values)
+    metrics = layers.get("metrics")
+    config = RunConfig(
+        preset=str(layers.get("preset")),
+        seed=_integer("seed", layers),
+        metrics=tuple([metrics] if isinstance(metrics, str) else [str(name) for name in metrics]),
+        data_root=layers.get("dataset.root"),
+        model=Chosen(model.name, built.pop("model")),
+        dataset=Chosen(dataset.name, built.pop("dataset")),
+        loss=Chosen(loss.name, built.pop("loss")),
+        **built,
+    )
+    _require(len(config.metrics) > 0, "metrics", metrics, "at least one metric")
+    origins = {key: layers.values[key][1] if key in layers.values else "default" for key in flatten(config.to_dict())}
+    return Composed(config, origins, model, dataset, loss)
+
+
+def _integer(key: str, layers: _Layers) -> int:
+    value, origin = layers.values[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{key}={value!r} ({origin}) cannot be used: it must be an integer.")
+    return value

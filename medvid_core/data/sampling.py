@@ -1,0 +1,159 @@
+"""Which clips an epoch sees, and in what order: pure functions of (seed, epoch, position).
+
+So the order is the same for any number of workers and processes, and a resumed run needs only its step number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medvid_core.config import ClipConfig
+from medvid_core.data.clip import Case
+from medvid_core.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClipItem:
+    """One clip of an epoch: a case and the first frame, which may lie before the video; None: drawn at random."""
+
+    case: int
+    start: int | None
+
+
+@dataclass(frozen=True)
+class ClipKey:
+    """What a loading worker needs to make one training sample."""
+
+    epoch: int
+    position: int
+    item: int
+
+
+def window(start: int, frames: int, clip: ClipConfig) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Return source frame indices [T] and which are real [T]; those outside the video repeat its nearest frame."""
+    wanted = start + clip.stride * np.arange(clip.frames)
+    return wanted.clip(0, frames - 1), (wanted >= 0) & (wanted < frames)
+
+
+def last_start(frames: int, clip: ClipConfig) -> int:
+    """Return the last first frame for which the window ends inside the video; 0 if the video is too short."""
+    return max(0, frames - 1 - clip.stride * (clip.frames - 1))
+
+
+def random_start(case: Case, clip: ClipConfig, rng: np.random.Generator) -> int:
+    """Draw a first frame whose window holds at least one labelled frame, if the case has masks."""
+    last = last_start(case.frames, clip)
+    if "mask" not in case.streams or case.labelled is None:
+        return int(rng.integers(last + 1))
+    offsets = clip.stride * np.arange(clip.frames)
+    starts = (np.array(case.labelled)[:, None] - offsets[None, :]).ravel()
+    starts = np.unique(starts[(starts >= 0) & (starts <= last)])
+    if not len(starts):  # a short video, or a labelled frame near its end that only an overhanging window holds
+        return int(rng.choice(np.array(case.labelled)))
+    return int(rng.choice(starts))
+
+
+def inference_starts(frames: int, clip: ClipConfig) -> list[int]:
+    """Return the first frames of windows that cover the video, ``clip.overlap`` frames shared, at stride 1."""
+    step = clip.frames - clip.overlap
+    last = max(0, frames - clip.frames)
+    return [*range(0, last, step), last]
+
+
+def training_items(cases: Sequence[Case], clip: ClipConfig) -> list[ClipItem]:
+    """List the clips of one epoch as ``clip.sampling`` says.
+
+    Raises:
+        DataError: no clip results.
+    """
+    items: list[ClipItem] = []
+    for number, case in enumerate(cases):
+        if case.labelled is not None and not case.labelled and not case.targets:
+            continue
+        last = last_start(case.frames, clip)
+        if clip.sampling == "random":
+            starts: list[int | None] = [None] * clip.per_case
+        elif clip.sampling == "equispaced":
+            starts = [int(start) for start in np.linspace(0, last, clip.per_case)]
+        elif clip.sampling == "dense":
+            before = clip.stride * ((clip.frames - 1) // 2)
+            starts = [frame - before for frame in range(case.frames) if _supervised(case, frame)]
+        else:
+            starts = [*range(0, last, clip.stride * clip.frames), last]
+        items += [ClipItem(number, start) for start in starts if start is None or _holds_label(case, start, clip)]
+    if not items:
+        raise DataError(f"No training clip can be cut from the {len(cases)} training cases: no frame is labelled.")
+    return items
+
+
+def _supervised(case: Case, frame: int) -> bool:
+    return "mask" not in case.streams or case.is_labelled(frame)
+
+
+def _holds_label(case: Case, start: int, clip: ClipConfig) -> bool:
+    indices, real = window(start, case.frames, clip)
+    return any(_supervised(case, int(frame)) for frame in indices[real])
+
+
+def steps_per_epoch(items: int, batch_size: int) -> int:
+    """Return the number of optimiser steps in an epoch; the last batch is filled from the epoch's beginning."""
+    return -(-items // batch_size)
+
+
+def epoch_order(seed: int, epoch: int, items: int, batch_size: int) -> IntArray:
+    """Return item numbers [steps, batch_size]: every item at least once."""
+    order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(items)
+    return np.resize(order, (steps_per_epoch(items, batch_size), batch_size))
+
+
+def sample_rng(seed: int, key: ClipKey) -> np.random.Generator:
+    """Return the generator that draws everything random in one training sample."""
+    return np.random.default_rng(np.random.SeedSequence([seed, key.epoch, key.position]))
+
+
+@dataclass(frozen=True)
+class RankBatches:
+    """The micro-batches one process loads, from a given step on to the end of training.
+
+    Each optimiser step's batch is cut into equal shares for the processes, and each share into ``accumulate``
+    micro-batches.
+    """
+
+    seed: int
+    items: int
+    batch_size: int
+    accumulate: int
+    rank: int
+    processes: int
+    first_step: int
+    last_step: int
+
+    def __post_init__(self) -> None:
+        parts = self.processes * self.accumulate
+        if self.batch_size % parts:
+            raise DataError(
+                f"train.batch_size={self.batch_size} cannot be divided among {self.processes} processes with "
+                f"train.accumulate={self.accumulate}: it must be a multiple of {parts}."
+            )
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[ClipKey]]:
+        steps = steps_per_epoch(self.items, self.batch_size)
+        micro = self.batch_size // (self.processes * self.accumulate)
+        for step in range(self.first_step, self.last_step):
+            epoch, row = divmod(step, steps)
+            numbers = epoch_order(self.seed, epoch, self.items, self.batch_size)[row]
+            keys = [
+                ClipKey(epoch, row * self.batch_size + column, int(number)) for column, number in enumerate(numbers)
+            ]
+            share = keys[self.rank * micro * self.accumulate : (self.rank + 1) * micro * self.accumulate]
+            for first in range(0, len(share), micro):
+                yield share[first : first + micro]

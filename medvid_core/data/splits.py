@@ -1,0 +1,69 @@
+"""Divide cases into train, val and test, whole groups (patients) at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medvid_core.config import SplitConfig
+from medvid_core.data.clip import Case
+from medvid_core.errors import DataError
+
+PARTS = ("train", "val", "test")
+
+Splits = dict[str, list[Case]]
+
+
+def split_cases(cases: Sequence[Case], config: SplitConfig) -> Splits:
+    """Return the cases of each part.
+
+    A data set that fixes the parts is obeyed; if it fixes no validation part, one is taken out of the training
+    groups. Otherwise the groups are shuffled by ``config.seed`` and divided by the fractions.
+
+    Raises:
+        DataError: a group in two parts, an unknown part, some cases with a part and some without, or no
+            training case.
+    """
+    fixed = [case.split is not None for case in cases]
+    if any(fixed) and not all(fixed):
+        example = next(case.case_id for case in cases if case.split is None)
+        raise DataError(f"Some cases name a split and some do not (e.g. {example!r}). Give every case one, or none.")
+    splits: Splits = {part: [] for part in PARTS}
+    if fixed and all(fixed):
+        for case in cases:
+            if case.split not in PARTS:
+                raise DataError(f"Case {case.case_id!r} has split {case.split!r}; it must be one of train, val, test.")
+            splits[case.split].append(case)
+        if not splits["val"]:
+            _take(splits, "val", config.val, config.seed)
+    else:
+        splits["train"] = list(cases)
+        test_share = config.test
+        _take(splits, "test", test_share, config.seed)
+        _take(splits, "val", config.val / (1 - test_share), config.seed + 1)
+    check_splits(splits)
+    return splits
+
+
+def _take(splits: Splits, part: str, fraction: float, seed: int) -> None:
+    """Move a fraction of the training groups to another part; at least one if asked for, never the last."""
+    groups = sorted({case.group_id for case in splits["train"]})
+    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1) if fraction > 0 else 0
+    moved = set(np.random.default_rng(seed).permutation(np.array(groups, dtype=object))[:count])
+    splits[part] = [case for case in splits["train"] if case.group_id in moved]
+    splits["train"] = [case for case in splits["train"] if case.group_id not in moved]
+
+
+def check_splits(splits: Splits) -> None:
+    """Refuse a division in which a patient stands in two parts, or that leaves nothing to train on."""
+    owner: dict[str, str] = {}
+    for part, cases in splits.items():
+        for case in cases:
+            if owner.setdefault(case.group_id, part) != part:
+                raise DataError(
+                    f"Group {case.group_id!r} (case {case.case_id!r}) is in both {owner[case.group_id]} and {part}: "
+                    "the result would be too good. Give all cases of a patient the same split."
+                )
+    if not splits["train"]:
+        raise DataError("There is no training case: every case is in val or test.")

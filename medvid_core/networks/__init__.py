@@ -1,0 +1,1 @@
+"""Baselines that come with core."""
