@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medvid_core.hookspecs import hookimpl
-from medvid_core.specs import Card, ClipSpec, LossSpec, MetricSpec, ModelSpec
+from medvid_core.specs import Card, ClipSpec, DatasetSpec, LossSpec, MetricSpec, ModelSpec
 
 MEDVID_PLUGIN_API = (1, 0)
 
@@ -44,6 +44,21 @@ def medvid_models() -> list[ModelSpec]:
                 code_license="Apache-2.0",
             ),
         )
+    ]
+
+
+@hookimpl
+def medvid_datasets() -> list[DatasetSpec]:
+    """The embedded phantom and the layouts that are read."""
+    module = "medvid_core.data.datasets"
+    return [
+        DatasetSpec(
+            name="echo-phantom",
+            tasks=_DENSE_TASKS,
+            index=f"{module}.echo_phantom:index",
+            config="medvid_core.data.phantoms.echo:EchoPhantomConfig",
+            card=Card(summary="Beating hearts in ultrasound, drawn on the fly; nothing to download."),
+        ),
     ]
 
 

@@ -381,20 +381,40 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 def _build(config_class: type[C], section: str, values: Mapping[str, tuple[Any, str]]) -> C:
     """Build one typed section from values with their origins, converting as OmegaConf does."""
-    defaults = config_class()
     types = typing.get_type_hints(config_class)
     arguments: dict[str, Any] = {}
     for key, (value, origin) in values.items():
-        node = OmegaConf.structured(defaults)
+        node = OmegaConf.structured(config_class)
+        OmegaConf.set_readonly(node, False)
         try:
-            OmegaConf.set_readonly(node, False)
-            node[key] = _lists(value)
-            plain = OmegaConf.to_container(node)[key]  # type: ignore[index, call-overload]
+            OmegaConf.update(node, key, _lists(value))
         except OmegaConfBaseException as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: {reason}.") from error
-        arguments[key] = tuple(plain) if typing.get_origin(types[key]) is tuple and plain is not None else plain
+        plain = typing.cast("dict[str, Any]", OmegaConf.to_container(node))[key]
+        arguments[key] = tuple(plain) if isinstance(plain, list) and typing.get_origin(types[key]) is tuple else plain
     return config_class(**arguments)
+
+
+def build_section(reference: str, section: str, values: Settings) -> Any:
+    """Build a plugin component's configuration from plain values.
+
+    Args:
+        reference: the configuration dataclass, ``"module:attribute"``.
+        section: what errors call it, e.g. ``model``.
+        values: its settings; the rest keep their defaults.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of the wrong type.
+    """
+    config_class = resolve(reference)
+    known = [item.name for item in dataclasses.fields(config_class)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"Unknown setting {section}.{key}.{did_you_mean(key, known)} Known: {', '.join(known) or 'none'}."
+            )
+    return _build(config_class, section, {key: (value, "given") for key, value in values.items()})
 
 
 class _Layers:
@@ -408,6 +428,9 @@ class _Layers:
 
     def get(self, key: str) -> Any:
         return self.values[key][0] if key in self.values else None
+
+    def origin(self, key: str) -> str:
+        return self.values[key][1] if key in self.values else "default"
 
     def section(self, name: str) -> dict[str, tuple[Any, str]]:
         prefix = f"{name}."
@@ -429,7 +452,8 @@ def _check_keys(layers: _Layers, classes: Mapping[str, type]) -> None:
             )
 
 
-def _preset(spec: ModelSpec, name: str) -> Settings:
+def preset_settings(spec: ModelSpec, name: str) -> Settings:
+    """Return the settings of a model's preset. Raises ConfigError if it has none of that name."""
     if name not in spec.presets:
         raise ConfigError(
             f"Model {spec.name!r} has no preset {name!r}.{did_you_mean(name, spec.presets)} "
@@ -473,7 +497,7 @@ def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tupl
             name, root = data, ""
         else:
             root = data
-            if "dataset.name" in user.values and user.values["dataset.name"][1] != "command line":
+            if user.origin("dataset.name") != "command line":
                 name = None  # a stored configuration names the data it was made with, not the data asked for now
     if name is None and root:
         return detect_dataset(registry, Path(root)), str(Path(root).resolve())
@@ -518,7 +542,7 @@ def compose(
     layers.add(TOP_LEVEL, "default")
     layers.add({"clip.frames": model_spec.clip.frames, "clip.size": model_spec.clip.size}, f"model {model_spec.name}")
     layers.add(_with_names(model_spec.recipe), f"recipe of {model_spec.name}")
-    layers.add(_with_names(_preset(model_spec, str(preset))), f"preset {preset}")
+    layers.add(_with_names(preset_settings(model_spec, str(preset))), f"preset {preset}")
     layers.add(_with_names(dataset_spec.defaults), f"data set {dataset_spec.name}")
     loss_of_recipe = layers.get("loss.name")
     loss_name = user.get("loss.name") or loss_of_recipe or "dice-ce"
@@ -527,11 +551,12 @@ def compose(
     if loss_name != loss_of_recipe:  # the recipe's loss settings belong to the loss that the recipe names
         layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("loss.")}
     layers.values.update(user.values)
-    chosen_origin = "option" if model or data else "default"
-    layers.add({"preset": str(preset)}, user.values.get("preset", ("", "default"))[1])
-    layers.add({"model.name": model_spec.name}, "--model" if model else "configuration")
-    layers.add({"dataset.name": dataset_spec.name, "dataset.root": root}, "--data" if data else chosen_origin)
-    layers.add({"loss.name": loss_spec.name}, layers.values.get("loss.name", ("", "default"))[1])
+    layers.add({"preset": str(preset)}, user.origin("preset"))
+    layers.add({"model.name": model_spec.name}, "--model" if model else user.origin("model.name"))
+    layers.add(
+        {"dataset.name": dataset_spec.name, "dataset.root": root}, "--data" if data else user.origin("dataset.name")
+    )
+    layers.add({"loss.name": loss_spec.name}, layers.origin("loss.name"))
     return _finish(layers, model_spec, dataset_spec, loss_spec)
 
 
@@ -561,7 +586,7 @@ def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossS
         **built,
     )
     _require(len(config.metrics) > 0, "metrics", metrics, "at least one metric")
-    origins = {key: layers.values[key][1] if key in layers.values else "default" for key in flatten(config.to_dict())}
+    origins = {key: layers.origin(key) for key in flatten(config.to_dict())}
     return Composed(config, origins, model, dataset, loss)
 
 

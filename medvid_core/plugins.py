@@ -196,14 +196,22 @@ def require_healthy(loaded: Registry) -> None:
 
 
 class Observers:
-    """Calls the observer hooks of all plugins; one that raises is reported once and dropped."""
+    """Calls the observer hooks of all plugins; one that raises is reported once and dropped.
 
-    def __init__(self, loaded: Registry) -> None:
+    Args:
+        loaded: the installed plugins.
+        enabled: false on all but the main process.
+    """
+
+    def __init__(self, loaded: Registry, enabled: bool = True) -> None:
         self._manager = loaded.manager
+        self._enabled = enabled
         self._dropped: set[tuple[str, str]] = set()
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of ``hook`` that has not failed before."""
+        if not self._enabled:
+            return
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             key = (implementation.plugin_name, hook)
             if key in self._dropped:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from medvid_core.errors import PluginError
@@ -29,8 +28,6 @@ TASKS = (
 
 Settings = Mapping[str, Any]
 """Dotted configuration keys and their values, e.g. ``{"optimizer.lr": 1e-4}``."""
-
-_NO_SETTINGS: Settings = MappingProxyType({})
 
 
 def resolve(reference: str) -> Any:
@@ -126,7 +123,7 @@ class ModelSpec:
     config: str
     presets: Mapping[str, Settings]
     clip: ClipSpec = ClipSpec()
-    recipe: Settings = _NO_SETTINGS
+    recipe: Settings = field(default_factory=dict)
     importers: Mapping[str, str] = field(default_factory=dict)
     upstream_config: str = ""
     trainable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -154,7 +151,7 @@ class DatasetSpec:
     index: str
     config: str
     can_read: str = ""
-    defaults: Settings = _NO_SETTINGS
+    defaults: Settings = field(default_factory=dict)
     card: Card = Card()
 
 

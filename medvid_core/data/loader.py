@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def load_sample(
     spec: ClipSpec,
     steps: Sequence[Step] = (),
     augment: tuple[Any, int] | None = None,
+    masks: bool = True,
 ) -> Sample:
     """Read one clip as a sample (see `medvid_core.data.clip`).
 
@@ -53,6 +55,7 @@ def load_sample(
         spec: channels and normalisation the model wants.
         steps: preprocessors that add streams.
         augment: the random changes and the seed to draw them from.
+        masks: whether to read the annotation; without it every pixel is unlabelled.
 
     Raises:
         DataError: a file cannot be read; the text names it.
@@ -60,8 +63,10 @@ def load_sample(
     frames = [int(index) for index in indices]
     images = read_images(case.streams["video"], frames)
     source_size = (images.shape[1], images.shape[2])
-    masks, labelled = read_case_masks(case, frames, source_size)
-    video, mask = transforms.resize(transforms.to_video(images), tv_tensors.Mask(torch.from_numpy(masks)), clip.size)
+    annotation, labelled = read_case_masks(case if masks else replace(case, labelled=()), frames, source_size)
+    video, mask = transforms.resize(
+        transforms.to_video(images), tv_tensors.Mask(torch.from_numpy(annotation)), clip.size
+    )
     if augment is not None:
         video, mask = transforms.augment(video, mask, *augment)
     spacing = case.spacing or (math.nan, math.nan)

@@ -1,0 +1,22 @@
+"""Score a trained model case by case on a data set; the data of its own run by default."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``evaluate``."""
+    parser.add_argument("run_or_file", metavar="RUN|FILE", type=Path, help="a run directory or a model file")
+    parser.add_argument("--data", metavar="NAME|PATH", help="a data set by name, or a folder or file of your own")
+    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: beside the model)")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings, e.g. evaluate.at=model")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry out ``evaluate``."""
+    from medvid_core.engine.evaluate_command import evaluate
+
+    evaluate(arguments.run_or_file, arguments.data, arguments.split, arguments.out, arguments.settings)

@@ -1,0 +1,77 @@
+"""Parse the command line and hand over to a sub-command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import medvid_core
+from medvid_core.errors import MedvidError
+
+COMMANDS = {
+    "train": "train, evaluate and report a model (the default command)",
+    "evaluate": "score a trained model on a data set",
+    "predict": "segment videos with a trained model",
+    "import": "convert weights published elsewhere",
+    "plugins": "list what is installed, and what failed to load",
+}
+
+EPILOG = """examples:
+  medvid-run --model vivim                               the embedded phantom, small preset
+  medvid-run --model vivim --data FOLDER                 your own clips, full size
+  medvid-run --model vivim --data FOLDER preset=small train.epochs=20
+  medvid-run predict RUN video.mp4 --out masks/
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="medvid-run",
+        description="Train, evaluate and use medical video models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"medvid-core {medvid_core.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"medvid_core.cli.{_module(name)}")
+        sub = commands.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument("--strict-plugins", action="store_true", help="stop if any plugin failed to load")
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def _module(command: str) -> str:
+    return "import_" if command == "import" else command  # a keyword cannot name a module
+
+
+def message_of(error: MedvidError) -> str:
+    """Return the error's own text, also where a loading worker wrapped it in its traceback."""
+    text = str(error)
+    marker = f"{type(error).__name__}: "
+    return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 0, or with 2 after an error the user can mend."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        words.insert(0, "train")
+    arguments = build_parser().parse_args(words or ["--help"])
+    try:
+        if arguments.strict_plugins:
+            from medvid_core import plugins
+
+            plugins.require_healthy(plugins.registry())
+        arguments.run(arguments)
+    except MedvidError as error:
+        print(f"medvid-run: error: {message_of(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

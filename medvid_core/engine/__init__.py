@@ -1,0 +1,1 @@
+"""The generic loops: train, evaluate, predict."""

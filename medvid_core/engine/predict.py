@@ -1,0 +1,70 @@
+"""Segment videos that nobody annotated, writing every frame as it comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medvid_core.config import ClipConfig
+from medvid_core.data.datasets.unlabelled import find_cases
+from medvid_core.data.preprocess import plan_steps
+from medvid_core.engine.inference import segment_case
+from medvid_core.engine.progress import Progress
+from medvid_core.engine.setup import accelerator
+from medvid_core.errors import ConfigError, DataError
+from medvid_core.models import describe, load_model
+from medvid_core.plugins import registry
+
+WINDOWS = 4
+"""Windows of a video computed together."""
+
+
+def predict(
+    model_or_run: torch.nn.Module | Path | str,
+    path: Path | str,
+    out: Path | str = "predictions",
+    *,
+    video: bool = True,
+    overlap: int = 0,
+) -> list[Path]:
+    """Segment a video, a folder of frames, or a folder of either.
+
+    Args:
+        model_or_run: a model made by medvid, a run directory, or a model file.
+        path: what to segment.
+        out: folder to write to; each case gets ``<case>/masks/<frame>.png`` and ``<case>/overlay.webm``.
+        video: whether to write the overlay.
+        overlap: frames that neighbouring windows share; they are blended.
+
+    Returns:
+        The folder of each case.
+
+    Raises:
+        CheckpointError: the model cannot be loaded. DataError: nothing to segment, or an unreadable file.
+        ConfigError: the overlap does not fit the model's clip length.
+    """
+    from medvid_core.report.overlay import case_folder, write_case
+
+    front = accelerator()
+    model = model_or_run if isinstance(model_or_run, torch.nn.Module) else load_model(model_or_run)
+    info = describe(model)
+    if not 0 <= overlap < info.frames:
+        raise ConfigError(f"overlap={overlap} cannot be used: it must be from 0 to {info.frames - 1}.")
+    clip = ClipConfig(frames=info.frames, size=info.size, stride=info.stride, overlap=overlap)
+    steps = plan_steps(registry(), info.clip.streams)
+    model.to(front.device).eval()
+    cases = find_cases(Path(path))
+    progress = Progress(front.is_main_process)
+    folders = []
+    with progress:
+        mine = cases[front.process_index :: front.num_processes]
+        for case in progress.track(mine, "predicting"):
+            folder = case_folder(Path(out), case.case_id)
+            if (folder / "masks").exists():
+                raise DataError(f"{folder} already holds a prediction. Choose another --out.")
+            blocks = segment_case(model, info.outputs[0], case, clip, info.clip, steps, WINDOWS, front.device)
+            write_case(blocks, case, folder, info.outputs[0], with_video=video)
+            folders.append(folder)
+    progress.say(f"wrote    {len(folders)} case(s) to {out}")
+    return folders

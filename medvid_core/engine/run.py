@@ -1,0 +1,173 @@
+"""The record of a run: its directory, what determined it, and what happened in it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medvid_core.data.clip import Index
+from medvid_core.errors import DataError
+from medvid_core.plugins import Registry
+
+LIBRARIES = ("torch", "torchvision", "accelerate", "monai", "numpy", "av", "safetensors", "omegaconf", "pluggy")
+
+
+@dataclass
+class Run:
+    """A run directory and its record (``run.json``).
+
+    Attributes:
+        directory: where everything is written.
+        record: what ``run.json`` holds.
+        main: whether this process writes; the others only compute.
+    """
+
+    directory: Path
+    record: dict[str, Any] = field(default_factory=dict)
+    main: bool = True
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoints."""
+        return self.directory / "checkpoints"
+
+    def update(self, **values: Any) -> None:
+        """Add to the record and write it, whole."""
+        self.record.update(values)
+        if self.main:
+            write_json(self.directory / "run.json", self.record)
+
+    def log(self, **values: Any) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        if self.main:
+            with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop log lines later than ``step``: a resumed run writes them anew."""
+        path = self.directory / "metrics.jsonl"
+        if self.main and path.exists():
+            kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+            _replace(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # the last line of a killed run may be cut short
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+    _replace(path, json.dumps(data, indent=2, default=str) + "\n")
+
+
+def new_directory(out: Path | None, model: str, dataset: str) -> Path:
+    """Return the run directory to use: ``out``, or ``runs/<model>-<data set>-<time>``.
+
+    Raises:
+        DataError: ``out`` already holds a run.
+    """
+    if out is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        base = Path("runs") / f"{model}-{dataset}-{stamp}"
+        out = next(path for i in range(1000) if not (path := Path(f"{base}-{i}" if i else base)).exists())
+    if (out / "run.json").exists():
+        raise DataError(f"{out} already holds a run. Choose another --out, or go on with it: --resume {out}.")
+    return out
+
+
+def now() -> str:
+    """Return the local time with its offset, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def environment(registry: Registry, device: torch.device, processes: int) -> dict[str, Any]:
+    """Return versions, plugins and hardware for the record."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+        "plugins": registry.distributions,
+        "plugin_problems": [str(problem) for problem in registry.problems],
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "device_type": device.type,
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": processes,
+            "system": f"{platform.system()} {platform.release()}",
+        },
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the largest memory held so far, in MiB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
+
+
+def fingerprint(index: Index) -> str:
+    """Return a hash of the cases: ids, groups, frames and the sizes of their files, not their places."""
+    digest = hashlib.sha256()
+    for case in index.cases:
+        digest.update(repr((case.case_id, case.group_id, case.frames, case.labelled, sorted(case.targets))).encode())
+        for name, source in sorted(case.streams.items()):
+            sizes = [os.path.getsize(path) if path and os.path.exists(path) else 0 for path in source.paths]
+            digest.update(repr((name, source.reader, sizes, repr(source.options))).encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class Clock:
+    """Seconds since it was made, and a rate."""
+
+    started: float = field(default_factory=time.perf_counter)
+
+    def seconds(self) -> float:
+        """Return the seconds since the clock was made."""
+        return time.perf_counter() - self.started
+
+
+def header_lines(record: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
+    """Return the lines shown as a run starts."""
+    model, data, hardware = record["model"], record["dataset"], record["hardware"]
+    parts = ", ".join(f"{count} {part}" for part, count in data["cases"].items())
+    return [
+        f"model    {model['name']} {model['version']}, preset {record['preset']}, "
+        f"{model['parameters'] / 1e6:.2f} M parameters ({model['trained_parameters'] / 1e6:.2f} M trained)",
+        f"data     {data['name']}{' at ' + data['root'] if data['root'] else ''}: {parts} cases; "
+        f"classes {', '.join(data['classes'])}",
+        f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "
+        f"{hardware['threads']} threads, precision {record['precision']}",
+        f"output   {record['directory']}",
+        *[f"note     {note}" for note in notes],
+    ]

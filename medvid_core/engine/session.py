@@ -1,0 +1,240 @@
+"""Build everything the training loop works with, and write the first record."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from medvid_core.config import Composed, OptimizerConfig
+from medvid_core.data.preprocess import Step, plan_steps
+from medvid_core.engine import checkpoint
+from medvid_core.engine.evaluate import Scorer, build_metrics
+from medvid_core.engine.progress import Progress
+from medvid_core.engine.run import Run, environment, fingerprint, header_lines, new_directory, now, write_json
+from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data
+from medvid_core.errors import CheckpointError, ConfigError, did_you_mean
+from medvid_core.losses.base import Loss
+from medvid_core.models import ModelInfo, build_model
+from medvid_core.plugins import Observers, Registry
+from medvid_core.specs import MetricSpec, ModelSpec, resolve
+
+
+@dataclass
+class State:
+    """The plain values of a training checkpoint."""
+
+    step: int = 0
+    best: float = math.nan
+    best_step: int = 0
+    without_improvement: int = 0
+    seconds: float = 0.0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """Everything the loop works with."""
+
+    composed: Composed
+    registry: Registry
+    accelerator: Accelerator
+    run: Run
+    data: Data
+    model: nn.Module
+    info: ModelInfo
+    average: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    scorer: Scorer
+    observers: Observers
+    progress: Progress
+    steps: Sequence[Step]
+    state: State = field(default_factory=State)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network itself, without the wrapper that synchronises processes."""
+        module: nn.Module = self.accelerator.unwrap_model(self.model)
+        return module
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the moving average where there is one."""
+        return self.network if self.average is None else self.average
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether larger values of a metric are better."""
+        spec = self.registry.find("metric", metric).spec
+        assert isinstance(spec, MetricSpec)
+        return spec.higher_is_better
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build Adam or AdamW over the parameters that are trained."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def freeze(model: nn.Module, spec: ModelSpec, choice: str) -> None:
+    """Leave only the parameters of the named choice trainable.
+
+    Raises:
+        ConfigError: the model has no such choice.
+    """
+    if choice == "all":
+        return
+    if choice not in spec.trainable:
+        known = ["all", *spec.trainable]
+        raise ConfigError(
+            f"train.trainable={choice!r}: model {spec.name!r} has no such choice.{did_you_mean(choice, known)} "
+            f"Known: {', '.join(known)}."
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(spec.trainable[choice]))
+
+
+def open_session(
+    composed: Composed,
+    registry: Registry,
+    out: Path | None,
+    resume: Path | None,
+    expect_processes: int | None,
+    weights: Path | None,
+) -> Session:
+    """Build everything the loop needs, and write the first record."""
+    config = composed.config
+    front = accelerator(config.train.precision, bool(composed.model.unused_parameters))
+    check_processes(front.num_processes, expect_processes)
+    data = open_data(composed)
+    info = model_info(composed, registry, data.index)
+    steps = plan_steps(registry, composed.model.clip.streams)
+
+    torch.manual_seed(config.seed)
+    model = build_model(info)
+    if weights is not None:
+        _start_from(model, weights)
+    freeze(model, composed.model, config.train.trainable)
+    average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
+    optimizer = build_optimizer(config.optimizer, model)
+    loss: Loss = resolve(composed.loss.build)(config.loss.config, data.index.outputs)
+    metrics = build_metrics(registry, config.metrics, data.index.outputs)
+    scorer = Scorer(data.index.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
+    directory = resume or new_directory(out, composed.model.name, composed.dataset.name)
+    run = Run(directory, main=front.is_main_process)
+    session = Session(
+        composed,
+        registry,
+        front,
+        run,
+        data,
+        model,
+        info,
+        average,
+        optimizer,
+        loss,
+        scorer,
+        Observers(registry, enabled=front.is_main_process),
+        Progress(enabled=front.is_main_process),
+        steps,
+    )
+    if resume is not None:
+        _load_state(session)
+    _write_start(session)
+    session.model, session.optimizer = front.prepare(model, optimizer)
+    if session.state.scaler and front.scaler is not None:
+        front.scaler.load_state_dict(session.state.scaler)
+    return session
+
+
+def _start_from(model: nn.Module, weights: Path) -> None:
+    tensors, _ = checkpoint.read(weights)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {weights} do not fit this model: {error}") from error
+
+
+def _load_state(session: Session) -> None:
+    run = session.run
+    path = run.checkpoints / "last.safetensors"
+    run.record = json.loads((run.directory / "run.json").read_text("utf-8"))
+    processes = session.accelerator.num_processes
+    before = run.record.get("hardware", {}).get("processes", processes)
+    if before != processes:
+        session.progress.say(f"The run had {before} process(es) and goes on with {processes}: equal, not to the bit.")
+    if not path.exists():
+        return  # killed before its first checkpoint: it starts anew, to the same end
+    session.state = State(**checkpoint.load_training(path, session.model, session.optimizer, session.average))
+    run.forget_after(session.state.step)
+
+
+def _write_start(session: Session) -> None:
+    """Write configuration, splits and the record, and show the header."""
+    run, config, data = session.run, session.composed.config, session.data
+    if run.main:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        (run.directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        write_json(
+            run.directory / "splits.json",
+            {part: [case.case_id for case in cases] for part, cases in data.splits.items()},
+        )
+    parameters = list(session.model.parameters())
+    run.update(
+        status="running",
+        directory=str(run.directory),
+        preset=config.preset,
+        seed=config.seed,
+        precision=config.train.precision,
+        started=run.record.get("started", now()),
+        model={
+            "name": session.info.name,
+            "version": session.info.version,
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        dataset={
+            "name": config.dataset.name,
+            "root": config.data_root,
+            "cases": {part: len(cases) for part, cases in data.splits.items()},
+            "classes": list(data.output.classes),
+            "skipped": dict(data.index.skipped),
+            "fingerprint": fingerprint(data.index),
+        },
+        metrics={metric.name: session.higher_is_better(metric.name) for metric in session.scorer.metrics},
+        origins=session.composed.origins,
+        **environment(session.registry, session.accelerator.device, session.accelerator.num_processes),
+    )
+    for line in header_lines(run.record, _notes(session)):
+        session.progress.say(line)
+
+
+def _notes(session: Session) -> list[str]:
+    """Return what the user should know before the run starts."""
+    composed, splits = session.composed, session.data.splits
+    notes = [str(problem) for problem in session.registry.problems]
+    if composed.origins["preset"] == "default" and composed.config.preset == "small":
+        notes.append(
+            "no --data was given: this is the embedded phantom with preset=small. "
+            "Full size: preset=full; your own data: --data FOLDER"
+        )
+    if not splits["val"]:
+        notes.append("no validation cases: the last weights are kept, not the best")
+    if not splits["test"]:
+        notes.append("no test cases: the validation cases are reported")
+    skipped = session.data.index.skipped
+    notes += [f"left out {case}: {reason}" for case, reason in list(skipped.items())[:5]]
+    if len(skipped) > 5:
+        notes.append(f"… and {len(skipped) - 5} more cases left out, see run.json")
+    if session.state.step:
+        notes.append(f"goes on at step {session.state.step}")
+    return notes

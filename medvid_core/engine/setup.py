@@ -1,0 +1,118 @@
+"""What training, evaluation and prediction prepare in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from medvid_core.config import Composed
+from medvid_core.data.clip import Case, Index
+from medvid_core.data.splits import Splits, split_cases
+from medvid_core.errors import ConfigError, DataError
+from medvid_core.models import ModelInfo
+from medvid_core.plugins import Registry
+from medvid_core.specs import OutputSpec, resolve
+
+
+@dataclass(frozen=True)
+class Data:
+    """The indexed data set of a run."""
+
+    index: Index
+    splits: Splits
+
+    @property
+    def output(self) -> OutputSpec:
+        """The output that is scored."""
+        return self.index.outputs[0]
+
+
+def accelerator(precision: str = "no", unused_parameters: bool = False) -> Accelerator:
+    """Return the Accelerate front to the processes at hand: CPU, one GPU, or all that torchrun started."""
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
+    )
+
+
+def check_processes(found: int, expected: int | None) -> None:
+    """Refuse to run with another number of processes than the user meant to start."""
+    if expected is not None and found != expected:
+        raise ConfigError(
+            f"{found} process(es) run, --expect-processes says {expected}. On a CPU start them with: "
+            f"torchrun --nproc_per_node {expected} -m medvid_core …"
+        )
+
+
+def open_dataset(composed: Composed) -> Index:
+    """Index the data set of a configuration.
+
+    Raises:
+        DataError: no usable case, or case ids that repeat.
+    """
+    config = composed.config
+    root = Path(config.data_root) if config.data_root else None
+    index: Index = resolve(composed.dataset.index)(root, config.dataset.config)
+    if not index.cases:
+        reasons = "; ".join(f"{case}: {reason}" for case, reason in list(index.skipped.items())[:3])
+        raise DataError(
+            f"Data set {config.dataset.name!r} at {config.data_root or '(generated)'} holds no usable case. {reasons}"
+        )
+    seen: set[str] = set()
+    for case in index.cases:
+        if case.case_id in seen:
+            raise DataError(f"Case id {case.case_id!r} stands twice in the data set; ids must be unique.")
+        seen.add(case.case_id)
+    return index
+
+
+def open_data(composed: Composed) -> Data:
+    """Index the data set and divide it into train, val and test."""
+    index = open_dataset(composed)
+    return Data(index, split_cases(index.cases, composed.config.split))
+
+
+def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInfo:
+    """Describe the model that a configuration and a data set call for.
+
+    Raises:
+        ConfigError: a clip size the model cannot take.
+    """
+    import dataclasses
+
+    config, spec = composed.config, composed.model
+    if any(side % spec.clip.multiple for side in config.clip.size):
+        raise ConfigError(
+            f"clip.size={list(config.clip.size)} does not fit model {spec.name!r}: height and width must be "
+            f"multiples of {spec.clip.multiple}."
+        )
+    if not spec.clip.any_frames and config.clip.frames != spec.clip.frames:
+        raise ConfigError(f"clip.frames={config.clip.frames}: model {spec.name!r} takes {spec.clip.frames} frames.")
+    provided = registry.find("model", spec.name)
+    return ModelInfo(
+        name=provided.full_name,
+        version=provided.version,
+        config=dataclasses.asdict(config.model.config),
+        outputs=index.outputs,
+        clip=spec.clip,
+        frames=config.clip.frames,
+        size=config.clip.size,
+        stride=config.clip.stride,
+    )
+
+
+def select(splits: Splits, part: str) -> list[Case]:
+    """Return the cases of one part, or all of them.
+
+    Raises:
+        DataError: the part is empty.
+    """
+    cases = [case for cases in splits.values() for case in cases] if part == "all" else splits[part]
+    if not cases:
+        raise DataError(f"The data set has no {part} cases. Choose another --split.")
+    return cases

@@ -1,0 +1,350 @@
+"""The training loop, readable from top to bottom.
+
+Order, augmentation and dropout are functions of (seed, step), so a killed run goes on to the bit from its last
+checkpoint, and the result does not depend on the number of loading workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from medvid_core.config import Composed, OptimizerConfig, ScheduleConfig
+from medvid_core.data.clip import Batch, Case
+from medvid_core.data.loader import TrainingClips, default_workers, to_device, training_loader
+from medvid_core.data.sampling import RankBatches, steps_per_epoch, training_items
+from medvid_core.engine import checkpoint
+from medvid_core.engine.evaluate import CaseRow, constant_predictor, score_cases, summarise, write_rows
+from medvid_core.engine.run import Clock, Run, now, peak_memory_mib
+from medvid_core.engine.session import Session, open_session
+from medvid_core.errors import MedvidError
+from medvid_core.models import MODEL_FILE, build_model, save_model
+from medvid_core.plugins import Registry
+
+
+class StopRequest:
+    """Notes Ctrl-C and SIGTERM (a cluster's scheduler), so that the loop can stop between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:  # asked twice: the user does not want to wait for the step to end
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def learning_rate(step: int, total: int, per_epoch: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine.
+
+    With ``unit: epoch`` this equals PyTorch's ``CosineAnnealingLR`` stepped once an epoch
+    (Loshchilov & Hutter, ICLR 2017, equation 5, without restarts).
+    """
+    if step < schedule.warmup_steps:
+        return optimizer.lr * (step + 1) / (schedule.warmup_steps + 1)
+    if schedule.name == "constant":
+        return optimizer.lr
+    if schedule.unit == "epoch":
+        done, whole = step // per_epoch, max(1, math.ceil(total / per_epoch))
+    else:
+        done, whole = step - schedule.warmup_steps, max(1, total - schedule.warmup_steps)
+    return schedule.final_lr + (optimizer.lr - schedule.final_lr) * (1 + math.cos(math.pi * done / whole)) / 2
+
+
+def step_seed(seed: int, step: int, micro: int, rank: int) -> int:
+    """Return the seed of everything random inside the network (dropout, drop path) in one micro-batch."""
+    return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def train(
+    composed: Composed,
+    registry: Registry,
+    out: Path | None = None,
+    resume: Path | None = None,
+    expect_processes: int | None = None,
+    weights: Path | None = None,
+) -> Run:
+    """Train, evaluate and report a model.
+
+    Args:
+        composed: the configuration.
+        registry: the installed plugins.
+        out: the run directory to make; None for a new one under ``runs/``.
+        resume: a run directory to go on with instead.
+        expect_processes: refuse to start with another number of processes.
+        weights: a model file whose weights training starts from.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        MedvidError: the data, the configuration or a checkpoint cannot be used.
+    """
+    session = open_session(composed, registry, out, resume, expect_processes, weights)
+    run, observers = session.run, session.observers
+    observers.notify("medvid_run_started", run=run)
+    status = "failed"
+    try:
+        with StopRequest() as stop, session.progress:
+            _loop(session, stop)
+        with session.progress:
+            _finish(session)
+        status = "done"
+    except KeyboardInterrupt as error:
+        status = "stopped"
+        raise MedvidError(
+            f"Stopped at step {session.state.step}. Go on with: medvid-run train --resume {run.directory}"
+        ) from error
+    finally:
+        run.update(status=status, finished=now(), seconds=round(session.state.seconds, 2))
+        if run.main:
+            observers.notify("medvid_run_ended", run=run, status=status)
+        session.accelerator.end_training()
+    return run
+
+
+def _loop(session: Session, stop: StopRequest) -> None:
+    """Train to the end: step, log, evaluate, save."""
+    config, front, state = session.composed.config, session.accelerator, session.state
+    items = training_items(session.data.splits["train"], config.clip)
+    per_epoch = steps_per_epoch(len(items), config.train.batch_size)
+    total = config.train.epochs * per_epoch
+    total = min(total, config.train.max_steps or total)
+    clips = TrainingClips(
+        session.data.splits["train"],
+        items,
+        config.clip,
+        session.composed.model.clip,
+        session.steps,
+        config.augment,
+        config.seed,
+    )
+    batches = RankBatches(
+        config.seed,
+        len(items),
+        config.train.batch_size,
+        config.train.accumulate,
+        front.process_index,
+        front.num_processes,
+        state.step,
+        total,
+    )
+    workers = config.train.workers if config.train.workers is not None else default_workers(front.device)
+    micro_batches = iter(training_loader(clips, batches, workers, pin=front.device.type == "cuda"))
+    clock, before, saved_at = Clock(), state.seconds, 0.0
+    session.progress.start_training(total, state.step)
+    session.model.train()
+    while state.step < total and not _exhausted(session):
+        lr = learning_rate(state.step, total, per_epoch, config.optimizer, config.schedule)
+        values, asked = _step(session, _take(micro_batches, config.train.accumulate, front.device), lr, stop.asked)
+        state.step += 1
+        state.seconds = before + clock.seconds()
+        epoch = (state.step - 1) // per_epoch
+        session.run.log(kind="train", step=state.step, epoch=epoch, lr=lr, seconds=round(state.seconds, 3), **values)
+        session.observers.notify("medvid_step_ended", run=session.run, step=state.step, values={**values, "lr": lr})
+        session.progress.trained(state.step, values["loss"])
+        end_of_epoch = state.step % per_epoch == 0 and (epoch + 1) % config.train.evaluate_every == 0
+        if end_of_epoch or state.step == total:
+            _evaluate(session)
+        if end_of_epoch or state.step == total or asked or state.seconds - saved_at > config.train.save_every_s:
+            _save(session)
+            saved_at = state.seconds
+        if asked:
+            raise KeyboardInterrupt
+    if state.step < total:
+        session.progress.say(f"Early stop: {config.train.patience} evaluations without improvement.")
+
+
+def _exhausted(session: Session) -> bool:
+    """Whether the validation result has not improved for as long as the user is ready to wait."""
+    patience = session.composed.config.train.patience
+    return 0 < patience <= session.state.without_improvement
+
+
+def _take(micro_batches: Iterator[Batch], count: int, device: torch.device) -> list[Batch]:
+    return [to_device(next(micro_batches), device) for _ in range(count)]
+
+
+def _step(session: Session, micro_batches: list[Batch], lr: float, stop: bool) -> tuple[dict[str, float], bool]:
+    """Do one optimiser step; return the loss with its parts, and whether any process was asked to stop.
+
+    The loss is ``Σ_part sum / count`` with counts over all processes and micro-batches, so that neither
+    accumulation nor the number of processes changes it.
+    """
+    front, optimizer, config, state = session.accelerator, session.optimizer, session.composed.config, session.state
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    counts, asked = _total_counts(session, micro_batches, stop)
+    sums: dict[str, Tensor] = {}
+    for micro, batch in enumerate(micro_batches):
+        torch.manual_seed(step_seed(config.seed, state.step, micro, front.process_index))
+        last = micro == len(micro_batches) - 1
+        with contextlib.nullcontext() if last else front.no_sync(session.model):
+            with front.autocast():
+                outputs = session.model(batch)
+            parts = session.loss(outputs, batch)
+            means = {name: part / counts[name].clamp(min=1) for name, part in parts.items()}
+            # processes average their gradients, while the counts already span them all
+            front.backward(torch.stack(list(means.values())).sum() * front.num_processes)
+        for name, value in means.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+    values = _reduce_parts(front, sums)
+    if not math.isfinite(values["loss"]):
+        raise MedvidError(
+            f"The loss is {values['loss']} at step {state.step + 1} (cases {', '.join(micro_batches[0]['case_id'])}). "
+            f"The last good state is in {session.run.checkpoints}. Lower optimizer.lr, set optimizer.clip_norm=1, "
+            "or train in float32 (train.precision=no)."
+        )
+    if config.optimizer.clip_norm:
+        values["grad_norm"] = float(front.clip_grad_norm_(session.model.parameters(), config.optimizer.clip_norm))
+    optimizer.step()
+    optimizer.zero_grad()
+    if session.average is not None:
+        _update_average(session.average, session.network, config.train.ema)
+    return values, asked
+
+
+def _total_counts(session: Session, micro_batches: list[Batch], stop: bool) -> tuple[dict[str, Tensor], bool]:
+    """Sum the counts over micro-batches and processes; the stop flag travels along, so that all stop together."""
+    front = session.accelerator
+    total = {"": torch.tensor(float(stop), device=front.device)}
+    for batch in micro_batches:
+        for name, count in session.loss.counts(batch).items():
+            total[name] = total.get(name, torch.zeros_like(count, dtype=torch.float32)) + count
+    reduced: dict[str, Tensor] = front.reduce(total, "sum")
+    return reduced, bool(reduced.pop("") > 0)
+
+
+def _reduce_parts(front: Accelerator, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    reduced = front.reduce(dict(sums), "sum")
+    parts = {name: float(value) for name, value in reduced.items()}
+    return {"loss": sum(parts.values()), **(parts if len(parts) > 1 else {})}
+
+
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the average of the parameters; buffers are copied."""
+    with torch.no_grad():
+        for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+            kept.lerp_(new, 1 - decay)
+        for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+            kept.copy_(new)
+
+
+def _score(
+    session: Session, model: nn.Module, cases: Sequence[Case], what: str
+) -> tuple[list[CaseRow], dict[str, float]]:
+    front = session.accelerator
+    rows = score_cases(
+        model,
+        cases,
+        session.scorer,
+        front.process_index,
+        front.num_processes,
+        lambda mine: session.progress.track(mine, what),
+    )
+    return rows, summarise(rows, session.scorer.metrics)
+
+
+def _evaluate(session: Session) -> None:
+    """Score the validation cases and keep the weights if they are the best."""
+    state, cases = session.state, session.data.splits["val"]
+    if not cases:
+        _keep_best(session)
+        return
+    rows, summary = _score(session, session.evaluated, cases, "validation")
+    session.run.log(kind="evaluation", split="val", step=state.step, **summary)
+    session.observers.notify("medvid_evaluated", run=session.run, step=state.step, rows=rows, summary=summary)
+    name = session.scorer.metrics[0].name
+    value = summary.get(name, math.nan)
+    better = value > state.best if session.higher_is_better(name) else value < state.best
+    if better or math.isnan(state.best):
+        state.best, state.best_step, state.without_improvement = value, state.step, 0
+        _keep_best(session)
+    else:
+        state.without_improvement += 1
+    session.progress.say(
+        f"step {state.step}: validation {name} {value:.4f} (best {state.best:.4f} at step {state.best_step})"
+    )
+
+
+def _keep_best(session: Session) -> None:
+    if session.run.main:
+        save_model(session.evaluated, session.run.checkpoints / "best.safetensors")
+
+
+def _save(session: Session) -> None:
+    """Write the checkpoint from which the run can go on."""
+    front, state = session.accelerator, session.state
+    if front.scaler is not None:
+        state.scaler = front.scaler.state_dict()
+    if session.run.main:
+        path = session.run.checkpoints / "last.safetensors"
+        checkpoint.save_training(path, session.network, session.optimizer, session.average, {**vars(state)})
+        session.observers.notify("medvid_checkpoint_saved", run=session.run, path=path)
+
+
+def _finish(session: Session) -> None:
+    """Score the best weights on held-out cases beside the trivial predictors, and write model and report."""
+    from medvid_core.report.html import write_report
+    from medvid_core.report.overlay import write_overlays
+
+    run, front, splits = session.run, session.accelerator, session.data.splits
+    part = next(name for name in ("test", "val", "train") if splits[name])
+    best = session.run.checkpoints / "best.safetensors"
+    front.wait_for_everyone()
+    tensors, _ = checkpoint.read(best)
+    network = session.network
+    network.load_state_dict(tensors)
+    rows, summary = _score(session, network, splits[part], f"{part} cases")
+    baselines = _baselines(session, splits[part])
+    session.observers.notify("medvid_evaluated", run=run, step=session.state.step, rows=rows, summary=summary)
+    run.update(
+        split=part,
+        results=summary,
+        baselines=baselines,
+        best={"step": session.state.best_step, "value": session.state.best},
+        peak_memory_mib=round(peak_memory_mib(front.device), 1),
+        seconds=round(session.state.seconds, 2),
+    )
+    if run.main:
+        run.log(kind="evaluation", split=part, step=session.state.step, **summary)
+        write_rows(run.directory / "cases.csv", rows)
+        save_model(network, run.directory / MODEL_FILE)
+        write_overlays(run, network, splits[part], rows, session.scorer, session.progress)
+        write_report(run.directory)
+        name = session.scorer.metrics[0].name
+        session.progress.say(
+            f"{part} {name} {summary.get(name, math.nan):.4f}; "
+            + "; ".join(f"{baseline} {values.get(name, math.nan):.4f}" for baseline, values in baselines.items())
+        )
+        session.progress.say(f"report   {run.directory / 'report.html'}")
+    front.wait_for_everyone()
+
+
+def _baselines(session: Session, cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Score the trivial predictors any trained model must beat: an untrained network and the best constant map."""
+    torch.manual_seed(session.composed.config.seed)
+    device = session.accelerator.device
+    untrained = build_model(session.info).to(device).eval()
+    constant = constant_predictor(session.data.splits["train"], session.data.output, session.composed.config.clip)
+    return {
+        "untrained": _score(session, untrained, cases, "untrained baseline")[1],
+        "constant": _score(session, constant.to(device), cases, "constant baseline")[1],
+    }

@@ -1,0 +1,233 @@
+"""Make, load, save and import models by name: the library's front door, used by the commands as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from medvid_core import plugins
+from medvid_core.config import build_section, preset_settings
+from medvid_core.engine import checkpoint
+from medvid_core.errors import CheckpointError, ConfigError, did_you_mean
+from medvid_core.specs import ClipSpec, ModelSpec, OutputSpec, resolve
+
+if TYPE_CHECKING:
+    from medvid_core.weights import ImportReport
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, kept as ``module.medvid`` and in the header of its file.
+
+    Attributes:
+        name: full name, ``distribution/name``.
+        version: version of the distribution that built it.
+        config: the model's own configuration.
+        outputs: what it predicts.
+        clip: the input it is made for, with normalisation.
+        frames: clip length it was trained with.
+        size: height and width it was trained with.
+        stride: frame stride it was trained with.
+    """
+
+    name: str
+    version: str
+    config: Mapping[str, Any]
+    outputs: tuple[OutputSpec, ...]
+    clip: ClipSpec
+    frames: int
+    size: tuple[int, int]
+    stride: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the file header."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ModelInfo:
+        """Read plain data back.
+
+        Raises:
+            CheckpointError: a field is missing or unknown.
+        """
+        try:
+            values = dict(data)
+            values["outputs"] = tuple(
+                OutputSpec(name=item["name"], task=item["task"], classes=tuple(item["classes"]))
+                for item in values["outputs"]
+            )
+            values["clip"] = ClipSpec(
+                **{key: tuple(item) if isinstance(item, list) else item for key, item in values["clip"].items()}
+            )
+            values["size"] = tuple(values["size"])
+            return ModelInfo(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"The model file's description is incomplete or unknown: {error}.") from error
+
+
+def list_models() -> list[str]:
+    """Return the names of all installed models."""
+    return sorted(spec.name for spec in plugins.registry().specs(ModelSpec))
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Return the spec of an installed model.
+
+    Raises:
+        PluginError: no plugin offers it, or several do.
+    """
+    spec = plugins.registry().find("model", name).spec
+    assert isinstance(spec, ModelSpec)
+    return spec
+
+
+def check_tasks(spec: ModelSpec, outputs: Sequence[OutputSpec]) -> None:
+    """Refuse outputs of a task the model is not made for."""
+    for output in outputs:
+        if output.task not in spec.tasks:
+            raise ConfigError(
+                f"Model {spec.name!r} does {', '.join(spec.tasks)}, and the data ask for {output.task} "
+                f"(output {output.name!r}). Choose another model or data set."
+            )
+
+
+def build_model(info: ModelInfo) -> nn.Module:
+    """Build the network that ``info`` describes, freshly initialised, with ``info`` as its ``medvid`` attribute."""
+    spec = model_spec(info.name)
+    check_tasks(spec, info.outputs)
+    config = build_section(spec.config, "model", info.config)
+    module: nn.Module = resolve(spec.build)(config, info.outputs)
+    module.medvid = info  # type: ignore[assignment]  # plain data on a module
+    return module
+
+
+def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "full", **config: Any) -> nn.Module:
+    """Build an installed model, freshly initialised.
+
+    Args:
+        name: as in `list_models`, or ``distribution/name``.
+        outputs: what it shall predict.
+        preset: the model's named partial settings.
+        config: the model's own settings, over those of the preset.
+
+    Returns:
+        The network: maps a batch (dict with ``video`` [B,T,C,H,W]) to a dict of output tensors.
+
+    Raises:
+        PluginError: no such model. ConfigError: no such preset or setting, or a task it cannot do.
+    """
+    provided = plugins.registry().find("model", name)
+    spec = provided.spec
+    assert isinstance(spec, ModelSpec)
+    settings = preset_settings(spec, preset)
+    own = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
+    info = ModelInfo(
+        name=provided.full_name,
+        version=provided.version,
+        config={**own, **config},
+        outputs=tuple(outputs),
+        clip=spec.clip,
+        frames=settings.get("clip.frames", spec.clip.frames),
+        size=tuple(settings.get("clip.size", spec.clip.size)),
+    )
+    return build_model(info)
+
+
+def describe(model: nn.Module) -> ModelInfo:
+    """Return what a model made by medvid is.
+
+    Raises:
+        CheckpointError: the module was not made by `create_model` or `load_model`.
+    """
+    info = getattr(model, "medvid", None)
+    if not isinstance(info, ModelInfo):
+        raise CheckpointError("This module was not made by medvid_core.create_model or load_model.")
+    return info
+
+
+def save_model(model: nn.Module, path: Path | str, extra: Mapping[str, Any] | None = None) -> None:
+    """Write weights and description to one safetensors file that `load_model` reads."""
+    header = {"kind": "model", "model": describe(model).to_dict(), **(extra or {})}
+    checkpoint.write(Path(path), model.state_dict(), header)
+
+
+def model_file(run_or_file: Path | str) -> Path:
+    """Return the model file of a run directory, or the file itself.
+
+    Raises:
+        CheckpointError: the run holds none.
+    """
+    path = Path(run_or_file)
+    if path.is_dir():
+        if not (path / MODEL_FILE).is_file():
+            raise CheckpointError(
+                f"{path} holds no {MODEL_FILE}: the run has not finished. Go on with --resume {path}."
+            )
+        return path / MODEL_FILE
+    return path
+
+
+def load_model(run_or_file: Path | str) -> nn.Module:
+    """Load a trained model from a run directory or a model file, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, or not a model; or its weights do not fit.
+        PluginError: the plugin that offers the architecture is not installed.
+    """
+    path = model_file(run_or_file)
+    tensors, header = checkpoint.read(path)
+    if header.get("kind") != "model" or not isinstance(header.get("model"), dict):
+        raise CheckpointError(f"{path} is not a model file (its header says {header.get('kind')!r}).")
+    model = build_model(ModelInfo.from_dict(header["model"]))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {path} do not fit the model they name: {error}") from error
+    return model.eval()
+
+
+def import_weights(model: nn.Module, path: Path | str, source: str = "upstream") -> ImportReport:
+    """Load weights published elsewhere into a model, strictly.
+
+    Args:
+        model: made by `create_model`.
+        path: ``.safetensors``, or ``.pth``/``.pt``/``.ckpt``/``.bin`` read without executing anything.
+        source: one of the importers the model's spec names, e.g. ``upstream``.
+
+    Returns:
+        A report of every key: loaded, dropped with the reason, left as initialised.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or keys are missing, unexpected or of the wrong shape.
+        ConfigError: the model has no such importer.
+    """
+    from medvid_core.weights import read_state
+
+    spec = model_spec(describe(model).name)
+    if source not in spec.importers:
+        raise ConfigError(
+            f"Model {spec.name!r} imports no weights of the kind {source!r}.{did_you_mean(source, spec.importers)} "
+            f"Known: {', '.join(spec.importers) or 'none'}."
+        )
+    state: dict[str, Tensor] = read_state(Path(path))
+    report: ImportReport = resolve(spec.importers[source])(state, model)
+    return report
+
+
+def config_from_upstream(name: str, mapping: Mapping[str, Any]) -> Any:
+    """Return the model's configuration for the constructor arguments of the original code.
+
+    Raises:
+        ConfigError: the model has no such translation, or an argument is unknown.
+    """
+    spec = model_spec(name)
+    if not spec.upstream_config:
+        raise ConfigError(f"Model {spec.name!r} has no upstream configuration to translate.")
+    return resolve(spec.upstream_config)(mapping)
