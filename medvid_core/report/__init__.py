@@ -1,0 +1,1 @@
+"""What a person looks at after a run: overlay videos and one self-contained HTML page."""
