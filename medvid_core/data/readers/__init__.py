@@ -1,0 +1,138 @@
+"""Reading frames and masks: one entry each, whatever the files are.
+
+A `Source` names its reader: ``frames`` (one file a frame), ``video`` (one file), or ``"module:attribute"`` of a
+function ``(source, frame_indices) -> uint8 [T,H,W] or [T,H,W,3]``. Masks are mapped from raw values to class indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medvid_core.data.clip import UNLABELLED, Array, Reader, Source
+from medvid_core.data.readers import frames as frame_files
+from medvid_core.data.readers import masks, video
+from medvid_core.errors import DataError
+from medvid_core.specs import resolve
+
+__all__ = ["frame_count", "image_size", "read_images", "read_masks"]
+
+
+def read_images(source: Source, frames: Sequence[int]) -> Array:
+    """Read the wanted frames, in any order and with repeats.
+
+    Returns:
+        uint8 [T,H,W,3]; grey is repeated.
+
+    Raises:
+        DataError: if a file is missing, truncated or damaged, or the frames differ in size; the text names it.
+    """
+    if source.reader == "frames":
+        _check_range(source, frames)
+        return frame_files.read_images(source.paths, frames)
+    if source.reader == "video":
+        return video.read(_only_path(source), frames)
+    images = _generated(source, frames)
+    return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+
+
+def read_masks(source: Source, frames: Sequence[int], size: tuple[int, int] | None = None) -> Array:
+    """Read the masks of the wanted frames as class indices.
+
+    Args:
+        source: where they are, and which raw value means which class.
+        frames: frame numbers, in any order and with repeats.
+        size: height and width of the frames; a mask of another size is resized (nearest neighbour) where
+            ``source.options == "resize"`` and an error elsewhere. None: as stored.
+
+    Returns:
+        uint8 [T,H,W]: class indices, `UNLABELLED` where nobody annotated and for frames without a mask.
+
+    Raises:
+        DataError: if a file cannot be read, a value belongs to no class, or sizes differ; the text names the file.
+    """
+    if source.reader == "frames":
+        _check_range(source, frames)
+        return _mask_files(source, frames, size)
+    if source.reader == "video":
+        path = _only_path(source)
+        raw, origin = frame_files.grey_if_equal(video.read(path, frames)), path
+    else:
+        raw, origin = frame_files.grey_if_equal(_generated(source, frames)), source.reader
+    out = []
+    for frame, mask in zip(frames, raw, strict=True):
+        name = f"{origin} (frame {frame})"
+        out.append(masks.fit(masks.to_classes(mask, source, name), size, source, name, frame))
+    return np.stack(out) if out else np.empty((0, *(size or (0, 0))), np.uint8)
+
+
+def frame_count(source: Source) -> int:
+    """Return the number of frames.
+
+    Raises:
+        DataError: if a video cannot be read, or the source is generated (its `Case` knows).
+    """
+    if source.reader == "frames":
+        return len(source.paths)
+    if source.reader == "video":
+        return video.count_frames(_only_path(source))
+    raise DataError(f"The reader {source.reader} does not tell its number of frames: take it from the case.")
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Return height and width of the first frame that has a file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    if source.reader == "frames":
+        first = next((path for path in source.paths if path), None)
+        if first is None:
+            raise DataError("A source without any file has no image size.")
+        return frame_files.size(first)
+    if source.reader == "video":
+        return video.size(_only_path(source))
+    shape = _generated(source, [0]).shape
+    return shape[1], shape[2]
+
+
+def _mask_files(source: Source, frames: Sequence[int], size: tuple[int, int] | None) -> Array:
+    """Read one mask file a frame, [T,H,W]; a frame without a file is unlabelled."""
+    expected = size or image_size(source)
+    out = np.full((len(frames), *expected), UNLABELLED, np.uint8)
+    for position, frame in enumerate(frames):
+        path = source.paths[frame]
+        if path:
+            mask = masks.to_classes(frame_files.read_raw_mask(path), source, path)
+            out[position] = masks.fit(mask, expected, source, path, frame)
+    return out
+
+
+def _generated(source: Source, frames: Sequence[int]) -> Array:
+    """Call the source's own reader and check what it gives: uint8 [T,H,W] or [T,H,W,3]."""
+    reader: Reader = resolve(source.reader)
+    array = reader(source, frames)
+    shape: tuple[int, ...] = getattr(array, "shape", ())
+    valid = len(shape) == 3 or (len(shape) == 4 and shape[-1] == 3)
+    if not valid or shape[0] != len(frames) or array.dtype != np.uint8:
+        raise DataError(
+            f"The reader {source.reader} gave {getattr(array, 'dtype', type(array).__name__)} of shape "
+            f"{tuple(shape)} for {len(frames)} frames; it must give uint8 [T,H,W] or [T,H,W,3]."
+        )
+    return array
+
+
+def _check_range(source: Source, frames: Sequence[int]) -> None:
+    """Raise `DataError` for a frame number outside the source."""
+    for frame in frames:
+        if not 0 <= frame < len(source.paths):
+            where = source.paths[0] if source.paths else "a source without files"
+            raise DataError(f"Frame {frame} was asked of the {len(source.paths)} frames starting with {where}.")
+
+
+def _only_path(source: Source) -> str:
+    """Return the path of the one file of a video source."""
+    if len(source.paths) != 1:
+        raise DataError(f"A video source must name one file, not {len(source.paths)}: {', '.join(source.paths[:3])}.")
+    return source.paths[0]

@@ -1,0 +1,286 @@
+"""Video files through PyAV (FFmpeg's libraries): exact frame numbers, only the wanted frames converted.
+
+Frame ``t`` is the t-th picture in presentation order. Containers that carry an index (MP4 and MOV, Matroska and WebM,
+AVI) are listed once a file and process without decoding (`_Listing`); a wanted frame is then reached from the nearest
+keyframe before it. All others (MPEG streams, GIF) are decoded from the start. A frame decoded from damaged data is an
+error, never a picture: FFmpeg would conceal the damage.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import av
+import av.error
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from medvid_core.data.clip import Array
+from medvid_core.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpeg", ".mpg", ".wmv", ".ogv", ".gif")
+"""Names of video files end in one of these, in any case; what the file really is decides how it is read."""
+
+_INDEXED = ("mov,mp4", "matroska", "avi")
+_HIDDEN_FRAMES = ("vp8",)  # has packets that show no picture: packets cannot be counted for frames
+_SEEK_GAP = 8
+"""Frames decoded on and thrown away rather than seeking, which restarts the decoding threads."""
+
+_REMEDY = "Copy it again from its source, or make it whole with 'ffmpeg -i {path} fixed.mp4'."
+
+
+class _NotSeekableError(Exception):
+    """The time stamps do not lead to the wanted frame: decode from the start instead."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the container says without decoding.
+
+    Attributes:
+        frames: number of frames; counted by decoding where the container does not say.
+        fps: mean frames per second, None where unknown.
+    """
+
+    frames: int
+    fps: float | None
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Time stamp of every frame in presentation order, and the frame numbers of keyframes."""
+
+    stamps: tuple[int, ...]
+    keyframes: tuple[int, ...]
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the first video stream; whatever FFmpeg raises inside becomes a `DataError` that names the file."""
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} has no video stream. Remove it from the data, or name another file.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except FileNotFoundError as error:
+        raise DataError(f"The video {path} does not exist. Restore it, or remove its case from the data.") from error
+    except (av.error.FFmpegError, OSError) as error:
+        cause = getattr(error, "strerror", "") or str(error)
+        raise DataError(f"The video {path} cannot be decoded ({cause}). {_REMEDY.format(path=path)}") from error
+
+
+def _frames(container: InputContainer, stream: VideoStream, path: str) -> Iterator[VideoFrame]:
+    """Decode on from here.
+
+    Raises:
+        DataError: at a frame that FFmpeg marks as damaged: it and those that follow are guesses.
+    """
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise DataError(f"The video {path} is damaged inside. {_REMEDY.format(path=path)}")
+        yield frame
+
+
+def _is_indexed(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether frames can be listed and reached without decoding all."""
+    return container.format.name.startswith(_INDEXED) and stream.codec_context.name not in _HIDDEN_FRAMES
+
+
+def _declared(container: InputContainer, stream: VideoStream) -> int:
+    """Return the number of frames the header promises, 0 where it does not say."""
+    if container.format.name.startswith("mov,mp4") and stream.frames:
+        return sum(not entry.is_discard for entry in stream.index_entries)  # an edit list may cut frames away
+    return stream.frames
+
+
+def _signature(path: str) -> tuple[str, int, int]:
+    """Path, size and time of change: the key under which what was learnt of a file is kept."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"The video {path} does not exist. Restore it, or remove its case from the data.") from error
+    return path, status.st_size, status.st_mtime_ns
+
+
+def probe(path: str) -> VideoInfo:
+    """Return number and rate of frames.
+
+    Reads the header alone where it holds the count; else lists the packets, or decodes (MPEG streams).
+
+    Raises:
+        DataError: if the file is missing, is no video, is damaged, or has no frame.
+    """
+    return _probe(*_signature(path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _probe(path: str, size: int, changed: int) -> VideoInfo:
+    with _opened(path) as (container, stream):
+        rate = float(stream.average_rate) if stream.average_rate else None
+        count = _declared(container, stream)
+        if not count and not _is_indexed(container, stream):
+            count = sum(1 for _ in _frames(container, stream, path))
+    if not count:
+        count = len(_listing(path, size, changed).stamps)
+    if not count:
+        raise DataError(f"The video {path} holds no frames. {_REMEDY.format(path=path)}")
+    return VideoInfo(count, rate)
+
+
+def count_frames(path: str) -> int:
+    """Return the number of frames.
+
+    Raises:
+        DataError: see `probe`.
+    """
+    return probe(path).frames
+
+
+@functools.lru_cache(maxsize=256)
+def _listing(path: str, size: int, changed: int) -> _Listing:
+    """List the frames of an indexed container; empty where its packets carry no usable time stamps.
+
+    Raises:
+        DataError: if fewer frames are present than the header declares.
+    """
+    with _opened(path) as (container, stream):
+        declared = _declared(container, stream)
+        shown = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+    if len(shown) < declared:
+        raise _short(path, declared, len(shown))
+    stamped = sorted((pts, key) for pts, key in shown if pts is not None)
+    stamps = tuple(pts for pts, _ in stamped)
+    if len(set(stamps)) < len(shown):
+        return _Listing((), ())
+    return _Listing(stamps, tuple(number for number, (_, key) in enumerate(stamped) if key))
+
+
+def _short(path: str, declared: int, found: int) -> DataError:
+    """The error for a file that ends early."""
+    return DataError(
+        f"The video {path} declares {declared} frames but holds {found}: it is truncated. {_REMEDY.format(path=path)}"
+    )
+
+
+def size(path: str) -> tuple[int, int]:
+    """Return height and width of the first frame, upright.
+
+    Raises:
+        DataError: if the file cannot be decoded.
+    """
+    shape = read(path, [0]).shape
+    return shape[1], shape[2]
+
+
+def read(path: str, frames: Sequence[int]) -> Array:
+    """Read the wanted frames, in any order and with repeats, as uint8 [T,H,W,3].
+
+    Raises:
+        DataError: if the file is missing, truncated or damaged, or changes its picture size.
+    """
+    wanted = sorted(set(frames))
+    if not wanted:
+        return np.empty((0, 0, 0, 3), np.uint8)
+    signature = _signature(path)
+    with _opened(path) as (container, stream):
+        indexed = _is_indexed(container, stream)
+        listing = _listing(*signature) if indexed else _Listing((), ())
+        if listing.stamps:
+            if wanted[-1] >= len(listing.stamps):
+                raise _absent(path, wanted[-1], len(listing.stamps))
+            try:
+                return _collect(_by_stamp(container, stream, path, listing, wanted), frames, path)
+            except _NotSeekableError:
+                pass
+    with _opened(path) as (container, stream):
+        return _collect(_by_count(container, stream, path, wanted), frames, path)
+
+
+def _by_count(
+    container: InputContainer, stream: VideoStream, path: str, wanted: Sequence[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the wanted frames with their numbers, decoding from the start."""
+    left = set(wanted)
+    number = -1
+    for number, frame in enumerate(_frames(container, stream, path)):
+        if number in left:
+            yield number, frame
+            left.remove(number)
+            if not left:
+                return
+    declared = _declared(container, stream)
+    if declared > number + 1:
+        raise _short(path, declared, number + 1)
+    raise _absent(path, max(left), number + 1)
+
+
+def _absent(path: str, frame: int, count: int) -> DataError:
+    """The error for a frame number past the end."""
+    return DataError(f"Frame {frame} was asked of {path}, which has {count} frames (0 to {count - 1}).")
+
+
+def _by_stamp(
+    container: InputContainer, stream: VideoStream, path: str, listing: _Listing, wanted: Sequence[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the wanted frames with their numbers, seeking to the keyframe before each where that saves decoding.
+
+    Raises:
+        _NotSeekableError: if the decoder's time stamps are not those of the listing.
+    """
+    decoder = _frames(container, stream, path)
+    following = 0  # number of the frame the decoder gives next
+    for number in wanted:
+        keyframe = listing.keyframes[max(0, bisect.bisect_right(listing.keyframes, number) - 1)]
+        if keyframe - following > _SEEK_GAP:
+            container.seek(listing.stamps[keyframe], stream=stream)
+            decoder = _frames(container, stream, path)
+        yield number, _advance(decoder, listing.stamps[number])
+        following = number + 1
+
+
+def _advance(decoder: Iterator[VideoFrame], stamp: int) -> VideoFrame:
+    """Decode on to the frame with this time stamp."""
+    for frame in decoder:
+        if frame.pts == stamp:
+            return frame
+        if frame.pts is None or frame.pts > stamp:
+            break
+    raise _NotSeekableError
+
+
+def _collect(pictures: Iterator[tuple[int, VideoFrame]], frames: Sequence[int], path: str) -> Array:
+    """Convert the pictures to RGB and put each where it was asked for, uint8 [T,H,W,3]."""
+    reformatter = VideoReformatter()  # shared by all frames: a new one for each costs five times the decoding
+    places: dict[int, list[int]] = {}
+    for position, number in enumerate(frames):
+        places.setdefault(number, []).append(position)
+    out: Array | None = None
+    for number, frame in pictures:
+        picture = np.rot90(reformatter.reformat(frame, format="rgb24").to_ndarray(), round(frame.rotation / 90))
+        if out is None:
+            out = np.empty((len(frames), *picture.shape), np.uint8)
+        if picture.shape != out.shape[1:]:
+            raise DataError(
+                f"The video {path} changes its picture size at frame {number}. "
+                "Make one size of it with 'ffmpeg -i IN -vf scale=WIDTH:HEIGHT OUT.mp4'."
+            )
+        out[places[number]] = picture
+    assert out is not None
+    return out
