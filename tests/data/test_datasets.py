@@ -1,0 +1,631 @@
+"""Adapters: what they find in each layout, and the error for each way a data set can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import pickle
+import random
+import re
+import string
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+
+from medvid_core.data.clip import UNLABELLED
+from medvid_core.data.datasets import echo_phantom, manifest, videos, vos, vtus
+from medvid_core.data.datasets.folders import natural_key, pair
+from medvid_core.data.datasets.manifest import ManifestConfig
+from medvid_core.data.datasets.masks import MaskConfig, plan
+from medvid_core.data.datasets.videos import VideosConfig
+from medvid_core.data.datasets.vos import VOSConfig
+from medvid_core.data.datasets.vtus import VTUSConfig
+from medvid_core.data.phantoms.echo import EchoPhantomConfig
+from medvid_core.data.readers import image_size, read_images, read_masks
+from medvid_core.errors import ConfigError, DataError, MedvidError
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the test data ../shared/data is not on this machine")
+FOLDER_LAYOUTS = [(vtus, VTUSConfig()), (vos, VOSConfig()), (videos, VideosConfig())]
+
+
+def image(path: Path, value: int = 0, size: tuple[int, int] = (8, 10)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size, value, np.uint8)).save(path)
+    return path
+
+
+def drawn(path: Path, *values: int) -> Path:
+    """A mask 8x10 whose first pixels hold these values."""
+    array = np.zeros((8, 10), np.uint8)
+    array.flat[: len(values)] = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def clip(path: Path, frames: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        for number in range(frames):
+            picture = np.full((16, 16, 3), number * 20, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def table(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# --- natural order and pairing -------------------------------------------------------------------------------------
+
+
+def test_natural_order():
+    names = ["f10", "f2", "F1", "f01", "a", "f2b", "10", "9"]
+    assert sorted(names, key=natural_key) == ["9", "10", "a", "F1", "f01", "f2", "f2b", "f10"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=8))
+def test_natural_order_is_total_and_stable(names):
+    ordered = sorted(names, key=natural_key)
+    assert sorted(reversed(ordered), key=natural_key) == ordered
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 10**6), unique=True), st.text(string.ascii_letters + "_-. ", max_size=5))
+def test_numbers_are_sorted_by_value(values, prefix):
+    names = [f"{prefix}{value}.png" for value in values]
+    assert sorted(names, key=natural_key) == [f"{prefix}{value}.png" for value in sorted(values)]
+
+
+def test_pairing_by_name_and_by_number():
+    frames = [Path(f"img_{n}.jpg") for n in (1, 2, 10)]
+    assert pair(frames, [Path("img_10.png"), Path("img_1.png")], "x", sparse=True) == ("img_1.png", "", "img_10.png")
+    by_number = pair(frames, [Path("0010_gt.png"), Path("0001_gt.png"), Path("0002_gt.png")], "x", sparse=False)
+    assert by_number == ("0001_gt.png", "0002_gt.png", "0010_gt.png")
+
+
+def test_files_that_differ_in_their_ending_alone():
+    with pytest.raises(DataError, match=r"a\.jpg and a\.png differ in their ending alone\. Remove one"):
+        pair([Path("a.jpg"), Path("a.png")], [Path("a.png")], "x", sparse=True)
+
+
+# --- masks and classes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "classes", "values"),
+    [
+        ({}, ("foreground",), (0, 255)),
+        ({"mask_ignore": 255}, ("foreground",), (0, 1)),
+        ({"classes": ("background", "lv", "la")}, ("background", "lv", "la"), (0, 1, 2)),
+        ({"mask_values": (0, 85, 170)}, ("background", "class1", "class2"), (0, 85, 170)),
+        ({"classes": ("polyp",), "mask_nonzero": True}, ("polyp",), ()),
+    ],
+)
+def test_classes_and_values(config, classes, values):
+    settled = plan(MaskConfig(**config))
+    assert (settled.classes, settled.values) == (classes, values)
+    assert settled.output().task == "segmentation"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"classes": ("a", "b"), "mask_nonzero": True}, "mask_nonzero=true makes one class"),
+        ({"classes": ("a", "b", "c"), "mask_values": (0, 1)}, r"mask_values=\[0, 1\] must hold 3 values"),
+        ({"classes": ("a",), "mask_values": (0, 1, 2)}, "must hold 2 values"),
+        ({"classes": ("a", "a")}, "must not repeat themselves"),
+        ({"mask_values": (0, -7)}, "must lie in 0 to 65534"),
+    ],
+)
+def test_classes_and_values_that_do_not_fit(config, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(MaskConfig(**config))
+
+
+@pytest.mark.parametrize("config", [VTUSConfig, VOSConfig, VideosConfig, ManifestConfig])
+def test_configs_are_made_for_omegaconf(config):
+    node = OmegaConf.structured(config)
+    assert node.mask_resize is False
+    assert list(node.classes) == list(config().classes)
+
+
+# --- all folder layouts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "config"), FOLDER_LAYOUTS)
+def test_missing_empty_and_useless_folders(tmp_path, module, config):
+    with pytest.raises(DataError, match=r"The folder .*nowhere does not exist\. Name with --data a folder that holds"):
+        module.index(tmp_path / "nowhere", config)
+    with pytest.raises(DataError, match=r"The folder .* is empty\. Put the data there: it must hold"):
+        module.index(tmp_path, config)
+    with pytest.raises(DataError, match=r"No folder was given\. Name one with --data PATH"):
+        module.index(None, config)
+    with pytest.raises(DataError, match=r"is a file\. Name with --data a folder"):
+        module.index(image(tmp_path / "notes.png"), config)
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+        module.index(tmp_path, config)
+    assert not module.can_read(tmp_path)
+    assert not module.can_read(tmp_path / "notes.png")
+
+
+# --- vtus ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def thyroid(tmp_path) -> Path:
+    for split, case, count in (("Train", "0002", 3), ("Test", "0004", 2)):
+        for number in range(1, count + 1):
+            image(tmp_path / split / case / f"{number:04d}.jpg", 50 * number)
+            drawn(tmp_path / f"{split}_GT" / case / f"{number:04d}.png", 255)
+    return tmp_path
+
+
+def test_vtus(thyroid):
+    assert vtus.can_read(thyroid)
+    found = vtus.index(thyroid, VTUSConfig())
+    assert [(case.case_id, case.group_id, case.split, case.frames) for case in found.cases] == [
+        ("0002", "0002", "train", 3),
+        ("0004", "0004", "test", 2),
+    ]
+    assert found.outputs[0].classes == ("nodule",)
+    case = found.cases[0]
+    assert case.labelled is None
+    assert read_masks(case.streams["mask"], range(3), size=(8, 10)).sum() == 3
+    assert len({int(frame.mean()) // 10 for frame in read_images(case.streams["video"], range(3))}) == 3
+
+
+def test_vtus_frame_without_mask(thyroid):
+    (thyroid / "Train_GT/0002/0002.png").unlink()
+    with pytest.raises(DataError, match=r"Train_GT.0002: 1 of 3 frames have no mask, first 0002\.jpg\. Add the masks"):
+        vtus.index(thyroid, VTUSConfig())
+
+
+def test_vtus_mask_without_frame(thyroid):
+    drawn(thyroid / "Train_GT/0002/0009.png")
+    with pytest.raises(
+        DataError, match=r"1 of 4 masks match none of the 3 frames, first 0009\.png\. Give mask and frame"
+    ):
+        vtus.index(thyroid, VTUSConfig())
+
+
+def test_vtus_without_mask_folder(thyroid):
+    (thyroid / "Train_GT/0002").rename(thyroid / "Train_GT/0003")
+    with pytest.raises(DataError, match=r"The masks of .*0002 are missing: there is no folder .*0002\. Add it"):
+        vtus.index(thyroid, VTUSConfig())
+
+
+def test_vtus_same_name_twice(thyroid):
+    (thyroid / "Test/0004").rename(thyroid / "Test/0002")
+    (thyroid / "Test_GT/0004").rename(thyroid / "Test_GT/0002")
+    with pytest.raises(DataError, match=r"the case name '0002' stands for more than one clip\..*must be unique"):
+        vtus.index(thyroid, VTUSConfig())
+
+
+def test_vtus_empty_case_is_skipped_and_none_left_is_an_error(thyroid):
+    for path in (thyroid / "Train/0002").iterdir():
+        path.unlink()
+    found = vtus.index(thyroid, VTUSConfig())
+    assert dict(found.skipped) == {"Train/0002": "the folder holds no images"}
+    for path in (thyroid / "Test/0004").iterdir():
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"No usable clip in .*Train/0002: the folder holds no images.*Expected: Train/"
+    ):
+        vtus.index(thyroid, VTUSConfig())
+
+
+def test_hidden_files_are_no_frames(thyroid):
+    (thyroid / "Train/0002/._0001.jpg").write_bytes(b"resource fork")
+    (thyroid / "Train/.DS_Store").write_bytes(b"")
+    assert vtus.index(thyroid, VTUSConfig()).cases[0].frames == 3
+
+
+@needs_shared
+def test_vtus_as_published():
+    root = SHARED / "seg_vtus_thyroid"
+    assert vtus.can_read(root)
+    train, test = vtus.index(root, VTUSConfig()).cases
+    assert (train.frames, train.split, test.frames, test.split) == (91, "train", 93, "test")
+    masks = read_masks(train.streams["mask"], range(91), size=image_size(train.streams["video"]))
+    assert masks.shape == (91, 256, 256)
+    assert masks.reshape(91, -1).max(1).tolist() == [1] * 91
+
+
+# --- vos -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def objects(tmp_path) -> Path:
+    for case, values in (("bear", (1, 2)), ("cat", (2,))):
+        for number in range(4):
+            image(tmp_path / "JPEGImages" / case / f"{number:05d}.jpg")
+        for number in (0, 3):
+            drawn(tmp_path / "Annotations" / case / f"{number:05d}.png", *values, 255)
+    return tmp_path
+
+
+def test_vos_finds_classes_and_labelled_frames(objects):
+    assert vos.can_read(objects)
+    found = vos.index(objects, VOSConfig())
+    assert [case.case_id for case in found.cases] == ["bear", "cat"]
+    assert found.outputs[0].classes == ("background", "class1", "class2")
+    bear = found.cases[0]
+    assert (bear.frames, bear.labelled, bear.split) == (4, (0, 3), None)
+    assert [bear.is_labelled(frame) for frame in range(4)] == [True, False, False, True]
+    masks = read_masks(bear.streams["mask"], [0, 1])
+    assert masks[0].flat[:4].tolist() == [1, 2, UNLABELLED, 0]
+    assert (masks[1] == UNLABELLED).all()
+
+
+def test_vos_named_classes(objects):
+    found = vos.index(objects, VOSConfig(classes=("background", "bear", "cat", "dog")))
+    assert found.cases[0].streams["mask"].values == (0, 1, 2, 3)
+    with pytest.raises(DataError, match=r"hold the values 0, 1, 2, which do not fit dataset\.classes=\['bear'\]"):
+        vos.index(objects, VOSConfig(classes=("bear",)))
+
+
+def test_vos_declared_values_are_not_looked_for(objects, monkeypatch):
+    monkeypatch.setattr(vos, "read_raw_mask", lambda path: pytest.fail("opened a file"))
+    assert vos.index(objects, VOSConfig(mask_values=(0, 1, 2))).outputs[0].classes[1:] == ("class1", "class2")
+
+
+@pytest.mark.parametrize("config", [VOSConfig(classes=("polyp",)), VOSConfig(), VOSConfig(mask_nonzero=True)])
+def test_vos_255_alone_is_foreground(tmp_path, config):
+    for number in range(2):
+        image(tmp_path / "JPEGImages/a" / f"{number}.jpg")
+        drawn(tmp_path / "Annotations/a" / f"{number}.png", 255)
+    found = vos.index(tmp_path, config)
+    assert len(found.outputs[0].classes) == 1
+    assert read_masks(found.cases[0].streams["mask"], [0, 1]).sum() == 2
+
+
+def test_vos_splits(objects):
+    table(objects / "ImageSets/train.txt", "bear", "")
+    table(objects / "ImageSets/val.txt", "cat")
+    assert [case.split for case in vos.index(objects, VOSConfig()).cases] == ["train", "val"]
+    table(objects / "ImageSets/val.txt", "bear")
+    with pytest.raises(DataError, match=r"val\.txt names the case 'bear', which is also in train\.txt"):
+        vos.index(objects, VOSConfig())
+    table(objects / "ImageSets/val.txt", "catt")
+    with pytest.raises(DataError, match=r"names the case 'catt', which is not in .*Did you mean 'cat'\?"):
+        vos.index(objects, VOSConfig())
+
+
+def test_vos_damaged_annotation_costs_one_case(objects):
+    path = objects / "Annotations/cat/00003.png"
+    path.write_bytes(path.read_bytes()[:40])
+    found = vos.index(objects, VOSConfig())
+    assert [case.case_id for case in found.cases] == ["bear"]
+    assert "00003.png cannot be read" in found.skipped["cat"]
+
+
+def test_vos_bad_annotations(objects):
+    drawn(objects / "Annotations/cat/00099.png")
+    with pytest.raises(DataError, match=r"1 of 3 masks match none of the 4 frames, first 00099\.png"):
+        vos.index(objects, VOSConfig())
+
+
+def test_vos_all_background(tmp_path):
+    image(tmp_path / "JPEGImages/a/0.jpg")
+    drawn(tmp_path / "Annotations/a/0.png")
+    with pytest.raises(DataError, match=r"Annotations are all background\. Check that they are the masks"):
+        vos.index(tmp_path, VOSConfig())
+
+
+def test_vos_case_without_annotations_is_skipped(objects):
+    image(objects / "JPEGImages/dog/0.jpg")
+    assert "no annotations in" in vos.index(objects, VOSConfig()).skipped["dog"]
+
+
+# --- videos --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", ["_mask", "_masks", "-mask", ".mask"])
+def test_videos_with_mask_folders(tmp_path, mark):
+    clip(tmp_path / "deep/a+(1).avi")
+    for number in (1, 2, 10, 11):
+        image(tmp_path / f"deep/a+(1){mark}/{number}.png", 255 if number == 10 else 0, (16, 16))
+    assert videos.can_read(tmp_path)
+    found = videos.index(tmp_path, VideosConfig(classes=("polyp",)))
+    case = found.cases[0]
+    assert (case.case_id, case.frames, case.fps, case.labelled) == ("deep/a+(1)", 4, 20.0, None)
+    assert read_masks(case.streams["mask"], range(4)).max((1, 2)).tolist() == [0, 0, 1, 0]
+
+
+def test_videos_with_mask_videos(tmp_path):
+    clip(tmp_path / "a.avi")
+    clip(tmp_path / "a_mask.avi")
+    found = videos.index(tmp_path, VideosConfig())
+    assert [case.case_id for case in found.cases] == ["a"]
+    assert found.cases[0].streams["mask"].reader == "video"
+
+
+def test_videos_too_few_masks(tmp_path):
+    clip(tmp_path / "a.avi")
+    image(tmp_path / "a_mask/1.png")
+    with pytest.raises(
+        DataError, match=r"1\.png: 1 masks do not match the 4 frames of .*a\.avi\. Give one mask a frame"
+    ):
+        videos.index(tmp_path, VideosConfig())
+
+
+def test_videos_damaged_and_maskless_are_skipped(tmp_path):
+    for name in "abc":
+        clip(tmp_path / f"{name}.avi")
+    for name in "ab":
+        for number in range(4):
+            image(tmp_path / f"{name}_mask/{number}.png")
+    (tmp_path / "b.avi").write_bytes(b"RIFF")
+    found = videos.index(tmp_path, VideosConfig())
+    assert [case.case_id for case in found.cases] == ["a"]
+    assert "b.avi cannot be decoded" in found.skipped["b"]
+    assert found.skipped["c"] == "no mask beside c.avi"
+
+
+def test_a_manifest_goes_before_the_videos_beside_it(tmp_path):
+    clip(tmp_path / "a.avi")
+    clip(tmp_path / "a_mask.avi")
+    table(tmp_path / "manifest.csv", "file,mask", "a.avi,a_mask.avi")
+    assert manifest.can_read(tmp_path)
+    assert not videos.can_read(tmp_path)
+
+
+# --- manifest ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    for name in ("a.avi", "b.avi", "in/c.avi"):
+        clip(tmp_path / name)
+    for number in range(3):
+        image(tmp_path / f"frames/{number}.jpg")
+        drawn(tmp_path / f"drawn/{number}.png", 255)
+    return tmp_path
+
+
+def read_table(root: Path, *lines: str, **config):
+    return manifest.index(table(root / "manifest.csv", *lines), ManifestConfig(**config))
+
+
+def test_manifest_for_classification(clips):
+    lines = (
+        "File;Label;group_id;split;fps;spacing_mm;view;Ward",
+        "a.avi;sick;p1;train;;0.2;A4C;north",
+        ";;;;;;;",
+        "in/c.avi;healthy;p2;test;12.5;0.2x0.3",
+        "b.avi;;p1;train;;;;",
+    )
+    found = read_table(clips, *lines)
+    assert manifest.index(clips, ManifestConfig()) == found
+    assert [(o.name, o.task, o.classes) for o in found.outputs] == [("label", "classification", ("healthy", "sick"))]
+    a, c, b = found.cases
+    assert (a.case_id, a.group_id, a.split, a.frames, a.fps, a.spacing, a.view) == (
+        *("a", "p1", "train", 4, 20.0, (0.2, 0.2), "A4C"),
+    )
+    assert (dict(a.metadata), dict(a.targets), a.stratum) == ({"Ward": "north"}, {"label": 1}, "sick")
+    assert (c.case_id, c.fps, c.spacing, dict(c.targets)) == ("in/c", 12.5, (0.2, 0.3), {"label": 0})
+    assert dict(b.targets) == {}
+
+
+def test_manifest_label_order_and_columns(clips):
+    lines = ("file,label,diagnosis,patient", "a.avi,x,sick,1", "b.avi,x,healthy,2")
+    found = read_table(clips, *lines, classes=("sick", "healthy"), label_column="diagnosis", group_column="patient")
+    assert found.outputs[0].classes == ("sick", "healthy")
+    assert [case.group_id for case in found.cases] == ["1", "2"]
+    assert dict(found.cases[0].metadata) == {"table_label": "x"}
+    with pytest.raises(
+        DataError, match=r"no column 'diagnosi', which dataset\.label_column names\. Did you mean 'diagnosis'"
+    ):
+        read_table(clips, *lines, label_column="diagnosi")
+
+
+def test_manifest_for_segmentation_and_labels(clips):
+    found = read_table(clips, "file,mask,label", "frames,drawn,x", "a.avi,,y", classes=("polyp",))
+    assert [(output.name, output.classes) for output in found.outputs] == [("mask", ("polyp",)), ("label", ("x", "y"))]
+    assert [sorted(case.streams) for case in found.cases] == [["mask", "video"], ["video"]]
+    masks = read_masks(found.cases[0].streams["mask"], [0, 2], size=(8, 10))
+    assert masks[:, 0, :2].tolist() == [[1, 0], [1, 0]]
+
+
+def test_manifest_of_globs_and_sparse_masks(clips):
+    (clips / "drawn/1.png").unlink()
+    lines = ("file,mask,case_id", "frames/*.jpg,drawn/*.png,one")
+    with pytest.raises(DataError, match=r"row 2: .*first 1\.jpg\. Add the masks, .* or set dataset\.mask_sparse=true"):
+        read_table(clips, *lines)
+    case = read_table(clips, *lines, mask_sparse=True).cases[0]
+    assert (case.case_id, case.frames, case.labelled) == ("one", 3, (0, 2))
+
+
+def test_manifest_default_names_and_rows_without_mask(clips):
+    found = read_table(clips, "file,mask", f"{clips}/frames,drawn", "frames/*.jpg,")
+    assert [case.case_id for case in found.cases] == ["frames"]
+    assert dict(found.skipped) == {"frames": "row 3 has no mask"}
+
+
+def test_manifest_damaged_video_is_skipped(clips):
+    (clips / "b.avi").write_bytes(b"nothing")
+    found = read_table(clips, "file,label", "a.avi,x", "b.avi,y", "in/c.avi,y")
+    assert [case.case_id for case in found.cases] == ["a", "in/c"]
+    assert "b.avi cannot be decoded" in found.skipped["b"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("files,label", "a.avi,x"), r"no column 'file'\. Did you mean 'files'\? Columns found: files, label\. Rename"),
+        (("path,label", "a.avi,x"), r"no column 'file'\. Columns found: path, label"),
+        (
+            ("file,label", "a.avi,x", "z.avi,y"),
+            r"row 3, column file: there is no file or folder .*z\.avi\. Correct the path",
+        ),
+        (("file,mask", "a.avi,none"), r"row 2, column mask: there is no file or folder .*none"),
+        (("file,label", "*.jpg,x", "a.avi,y"), r"row 2, column file: no file matches .*\*\.jpg"),
+        (("file,label", "*.avi,x", "a.avi,y"), r"row 2, column file: 2 files are named, which are not all images"),
+        (("file,label", "in,x", "a.avi,y"), r"row 2, column file: the folder .*in holds no images"),
+        (("file,label", "manifest.csv,x", "a.avi,y"), r"manifest\.csv is of no known kind \(known endings: \.mp4"),
+        (("file,label", ",x"), r"row 2: the column file is empty"),
+        (("file,label", "a.avi,x", "b.avi,x"), r"every label is 'x'\. There must be two at least"),
+        (
+            ("file,label", "a.avi,x,y"),
+            r"row 2: 3 cells for 2 columns\. Put cells that hold the separator in double quotes",
+        ),
+        (("file,note", "a.avi,x"), r"has no mask and no label in any row.*columns found: file, note"),
+        (("file,label,split", "a.avi,x,tran", "b.avi,y,"), r"row 2: the split 'tran' .* Did you mean 'train'\?"),
+        (("file,label,fps", "a.avi,x,fast", "b.avi,y,"), r"row 2, column fps: 'fast' is not one number above 0"),
+        (
+            ("file,label,spacing_mm", "a.avi,x,0", "b.avi,y,"),
+            r"column spacing_mm: '0' is not one or two numbers above 0",
+        ),
+        (("file,label,case_id", "a.avi,x,1", "b.avi,y,1"), r"the case name '1' stands for more than one clip"),
+        (
+            ("file,label,group_id,split", "a.avi,x,p,train", "b.avi,y,p,test"),
+            r"the patient \(group_id\) 'p' is in both train and test\. Put all clips of a patient on one side",
+        ),
+        (("file,file,label", "a.avi,a.avi,x"), r"has the column 'file' more than once"),
+        (("file,label",), r"has a header and no rows"),
+        (("",), r"manifest\.csv is empty"),
+        (('file,label\n"a.avi,x',), r"cannot be read as a CSV table"),
+        (("file,mask", "a.avi,drawn"), r"row 2: .*drawn: 3 masks do not match the 4 frames of .*a\.avi"),
+    ],
+)
+def test_manifest_errors_name_the_row(clips, lines, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(clips, *lines)
+    assert "manifest.csv" in str(caught.value)
+
+
+def test_manifest_unknown_label(clips):
+    with pytest.raises(DataError, match=r"row 2: the label 'sik' is not in dataset\.labels=.* Did you mean 'sick'\?"):
+        read_table(clips, "file,label", "a.avi,sik", "b.avi,ok", labels=("sick", "ok"))
+
+
+def test_manifest_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"The table .*manifest\.csv does not exist"):
+        manifest.index(tmp_path, ManifestConfig())
+    with pytest.raises(DataError, match=r"No table was given"):
+        manifest.index(None, ManifestConfig())
+    (tmp_path / "manifest.csv").write_bytes(b"file,label\n\xff\xfe,x")
+    with pytest.raises(DataError, match=r"cannot be read as a CSV table .* Save it as CSV in UTF-8"):
+        manifest.index(tmp_path, ManifestConfig())
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.one_of(st.text(max_size=120), st.text('file,mask;label\t\n"a.avi*[]/~ ', max_size=60)))
+def test_any_text_is_a_table_or_a_clear_error(clips, text):
+    path = clips / "manifest.csv"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with contextlib.suppress(MedvidError):
+        manifest.index(path, ManifestConfig())
+
+
+cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00", exclude_categories=["Cs"]), max_size=15)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(cells, min_size=2, max_size=2))
+def test_metadata_survives_quoting(clips, notes):
+    path = clips / "manifest.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "label", "note"])
+        writer.writerows([["a.avi", "x", notes[0]], ["b.avi", "y", notes[1]]])
+    found = manifest.index(path, ManifestConfig())
+    assert [case.metadata["note"] for case in found.cases] == [note.strip() for note in notes]
+
+
+@needs_shared
+def test_polyp_by_manifest(tmp_path):
+    folder = SHARED / "seg_colonoscopy_polyp"
+    line = f"{folder}/challenging_7_detectionsignal_480p.mp4,{folder}/challenging-mask"
+    config = {"classes": ("polyp",), "mask_nonzero": True}
+    case = read_table(tmp_path, "file,mask", line, **config, mask_resize=True).cases[0]
+    assert (case.case_id, case.frames, case.fps) == ("challenging_7_detectionsignal_480p", 225, 25.0)
+    masks = case.streams["mask"]
+    assert [Path(path).name for path in masks.paths] == [f"name{t + 1:05d}_mask.png" for t in range(225)]
+    some = list(range(0, 225, 8))
+    shown = read_masks(masks, some, size=(480, 640)).max((1, 2)).tolist()
+    raw = [int(np.asarray(Image.open(masks.paths[t]).convert("RGB")).any()) for t in some]
+    assert shown == raw
+    strict = read_table(tmp_path, "file,mask", line, **config).cases[0].streams["mask"]
+    with pytest.raises(
+        DataError, match=r"name00001_mask\.png is 1920x1080 pixels while frame 0 of its video is 640x480"
+    ):
+        read_masks(strict, [0], size=(480, 640))
+    plain = read_table(tmp_path, "file,mask", line, classes=("polyp",), mask_resize=True).cases[0].streams["mask"]
+    with pytest.raises(DataError, match=r"holds the values 33, .*dataset\.mask_nonzero=true"):
+        read_masks(plain, some, size=(480, 640))
+
+
+@pytest.mark.slow
+@needs_shared
+def test_every_polyp_mask(tmp_path):
+    folder = SHARED / "seg_colonoscopy_polyp"
+    line = f"{folder}/challenging_7_detectionsignal_480p.mp4,{folder}/challenging-mask"
+    case = read_table(tmp_path, "file,mask", line, mask_nonzero=True, mask_resize=True).cases[0]
+    masks = read_masks(case.streams["mask"], range(225), size=(480, 640))
+    assert int((masks.max((1, 2)) == 1).sum()) == 200
+
+
+@needs_shared
+def test_lung_table_as_published():
+    found = manifest.index(SHARED / "cls_pocus_lung/labels.csv", ManifestConfig(group_column="subject_id"))
+    assert len(found.cases) == 18
+    assert not found.skipped
+    assert found.outputs[0].classes == ("covid", "pneumonia", "regular")
+    assert len({case.group_id for case in found.cases}) == 16
+    assert sum(case.frames for case in found.cases) == 2474
+
+
+# --- echo phantom --------------------------------------------------------------------------------------------------
+
+
+def test_echo_phantom():
+    config = EchoPhantomConfig(cases=3, frames=6, size=(48, 48), seed=5)
+    found = echo_phantom.index(None, config)
+    assert found.outputs[0].classes == ("background", "lv", "myocardium")
+    assert len({case.case_id for case in found.cases}) == 3
+    case = found.cases[0]
+    assert (case.frames, case.split, case.group_id) == (6, None, case.case_id)
+    assert 0 < case.targets["ejection_fraction"] < 100
+    assert case.targets["wall_motion"] in (0, 1)
+    video = read_images(case.streams["video"], [4, 0])
+    masks = read_masks(case.streams["mask"], [4, 0], size=(48, 48))
+    assert (video.shape, masks.shape) == ((2, 48, 48, 3), (2, 48, 48))
+    assert set(np.unique(masks)) == {0, 1, 2}
+    again = pickle.loads(pickle.dumps(case))
+    np.testing.assert_array_equal(read_images(again.streams["video"], [0])[0], video[1])
+
+
+def test_echo_phantom_has_no_folder(tmp_path):
+    with pytest.raises(DataError, match=r"echo-phantom is drawn, not read: it has no use for the folder"):
+        echo_phantom.index(tmp_path, EchoPhantomConfig())
+
+
+# --- in common -----------------------------------------------------------------------------------------------------
+
+
+def test_index_does_not_depend_on_the_order_of_the_file_system(objects, monkeypatch):
+    first = vos.index(objects, VOSConfig())
+    real = Path.iterdir
+
+    def shuffled(self):
+        found = list(real(self))
+        random.shuffle(found)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", shuffled)
+    assert vos.index(objects, VOSConfig()) == first
