@@ -37,10 +37,8 @@ def open_dataset(name_or_path: str | Path, **config: Any) -> Index:
     """
     registry = plugins.registry()
     path = Path(name_or_path)
-    if path.exists():
-        spec, root = detect_dataset(registry, path), path
-    else:
-        spec, root = registry.find("dataset", str(name_or_path)).spec, None
+    root = path if path.exists() else None
+    spec = detect_dataset(registry, path) if root else registry.find("dataset", str(name_or_path)).spec
     assert isinstance(spec, DatasetSpec)
     index: Index = resolve(spec.index)(root, build_section(spec.config, "dataset", config))
     return index

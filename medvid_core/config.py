@@ -268,7 +268,7 @@ class RunConfig:
             if isinstance(value, Chosen):
                 plain[item.name] = {"name": value.name, **dataclasses.asdict(value.config)}
             else:
-                plain[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+                plain[item.name] = dataclasses.asdict(value) if item.name in SECTIONS else value
         plain["dataset"]["root"] = plain.pop("data_root")
         return typing.cast("dict[str, Any]", _lists(plain))
 
@@ -432,6 +432,11 @@ class _Layers:
     def origin(self, key: str) -> str:
         return self.values[key][1] if key in self.values else "default"
 
+    def drop(self, section: str, origin: str) -> None:
+        self.values = {
+            key: pair for key, pair in self.values.items() if pair[1] != origin or not key.startswith(f"{section}.")
+        }
+
     def section(self, name: str) -> dict[str, tuple[Any, str]]:
         prefix = f"{name}."
         return {key.removeprefix(prefix): pair for key, pair in self.values.items() if key.startswith(prefix)}
@@ -484,8 +489,8 @@ def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
             f"--data {root} cannot be used. {what}. Layouts that are read: {readable} "
             "(medvid-run plugins list describes them)."
         )
-    names = ", ".join(spec.name for spec in able)
-    raise ConfigError(f"--data {root} can be read as {names}. Say which: dataset={able[0].name}.")
+    several = ", ".join(spec.name for spec in able)
+    raise ConfigError(f"--data {root} can be read as {several}. Say which: dataset={able[0].name}.")
 
 
 def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tuple[DatasetSpec, str]:
@@ -536,6 +541,8 @@ def compose(
     model_spec = registry.find("model", str(model_name)).spec
     assert isinstance(model_spec, ModelSpec)
     dataset_spec, root = _choose_dataset(registry, data, user)
+    if user.get("dataset.name") not in (None, dataset_spec.name):
+        user.drop("dataset", str(config_file))  # settings of the data set the file was made with
     preset = user.get("preset") or (FULL_PRESET if data or root or user.get("dataset.name") else DEFAULT_PRESET)
 
     layers = _Layers()

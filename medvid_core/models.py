@@ -63,9 +63,8 @@ class ModelInfo:
                 OutputSpec(name=item["name"], task=item["task"], classes=tuple(item["classes"]))
                 for item in values["outputs"]
             )
-            values["clip"] = ClipSpec(
-                **{key: tuple(item) if isinstance(item, list) else item for key, item in values["clip"].items()}
-            )
+            clip: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["clip"].items()}
+            values["clip"] = ClipSpec(**clip)
             values["size"] = tuple(values["size"])
             return ModelInfo(**values)
         except (KeyError, TypeError, AttributeError) as error:

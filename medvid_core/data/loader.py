@@ -166,7 +166,7 @@ def training_loader(dataset: TrainingClips, batches: RankBatches, workers: int, 
     """
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # keys need not be integers
+        batch_sampler=batches,  # its keys need not be integers
         collate_fn=collate,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,

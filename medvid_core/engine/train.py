@@ -243,8 +243,8 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
     with torch.no_grad():
         for kept, new in zip(average.parameters(), network.parameters(), strict=True):
             kept.lerp_(new, 1 - decay)
-        for kept, new in zip(average.buffers(), network.buffers(), strict=True):
-            kept.copy_(new)
+        for kept_buffer, new_buffer in zip(average.buffers(), network.buffers(), strict=True):
+            kept_buffer.copy_(new_buffer)
 
 
 def _score(

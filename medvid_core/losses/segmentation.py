@@ -17,7 +17,8 @@ from medvid_core.specs import OutputSpec
 def labelled_pixels(batch: Batch) -> Tensor:
     """Return bool [B,T,H,W]: pixels that are annotated, in frames that are real and annotated."""
     frames = batch["frame_real"] & batch["mask_labelled"]
-    return (batch["mask"] != UNLABELLED) & frames[:, :, None, None]
+    mask: Tensor = batch["mask"]
+    return (mask != UNLABELLED) & frames[:, :, None, None]
 
 
 def one_hot(mask: Tensor, classes: int) -> Tensor:
