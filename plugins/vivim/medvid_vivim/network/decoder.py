@@ -1,0 +1,51 @@
+"""SegFormer's all-MLP decoder, without its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvid_vivim.network.segformer import init_segformer
+
+
+class Projection(nn.Module):
+    """A stage's linear map to the decoder's width; holds parameters, `Decoder` applies them."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, width)
+
+
+class Decoder(nn.Module):
+    """Bring all stages to the grid of the first and fuse them.
+
+    As published: project every stage to E channels, resize, concatenate (last stage first), 1x1 convolution from 4E
+    to E, batch norm, ReLU, dropout. Projecting, fusing and resizing are all linear and resizing acts on each channel
+    alone, so we fuse before resizing, and multiply the two weight matrices of a stage before they meet the pixels. The
+    result is the same up to rounding, for a small part of the arithmetic.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear_c = nn.ModuleList(Projection(channels, width) for channels in widths)
+        self.linear_fuse = nn.Conv2d(len(widths) * width, width, 1, bias=False)
+        self.batch_norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.apply(init_segformer)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """Features [M,C_i,h_i,w_i] of all stages -> [M,E,h_0,w_0]."""
+        grid = stages[0].shape[2:]
+        # the convolution sees the last stage first
+        fuse = self.linear_fuse.weight.flatten(1).chunk(len(stages), dim=1)[::-1]
+        projections = [cast(Projection, layer).proj for layer in self.linear_c]
+        bias = torch.stack([w @ p.bias for w, p in zip(fuse, projections, strict=True)]).sum(0)
+        fused = None
+        for x, weight, projection in zip(stages, fuse, projections, strict=True):
+            y = F.conv2d(x, (weight @ projection.weight)[:, :, None, None], bias if fused is None else None)
+            fused = y if fused is None else fused + F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+        return cast(Tensor, self.dropout(F.relu(self.batch_norm(fused))))

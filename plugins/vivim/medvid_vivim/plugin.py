@@ -1,0 +1,116 @@
+"""What this distribution offers. Imports no torch."""
+
+from __future__ import annotations
+
+from medvid_core.hookspecs import hookimpl
+from medvid_core.specs import Card, ClipSpec, LossSpec, ModelSpec
+
+MEDVID_PLUGIN_API = (1, 0)
+
+_PAPER = "Yang et al., Vivim: a Video Vision Mamba for Medical Video Segmentation, IEEE TCSVT 2025"
+
+_RECIPE = {
+    "loss": "structure",
+    "metrics": ("dice", "jaccard", "precision", "recall", "specificity", "f-measure", "mae"),
+    "optimizer.name": "adam",
+    "optimizer.lr": 1e-4,
+    "optimizer.weight_decay": 0.0,
+    "schedule.name": "cosine",
+    "schedule.unit": "epoch",
+    "schedule.final_lr": 1e-6,
+    "train.epochs": 200,
+    "train.batch_size": 8,
+}
+
+_TINY = {
+    "model.depths": (1, 1, 1, 1),
+    "model.widths": (4, 4, 8, 8),
+    "model.heads": (1, 1, 2, 2),
+    "model.decoder_width": 8,
+    "model.mamba_depths": (1, 1, 1, 1),
+    "model.state_size": 2,
+    "clip.frames": 3,
+    "clip.size": (32, 32),
+    "optimizer.lr": 1e-2,
+    "train.batch_size": 2,
+    "loss.frames": "all",
+}
+
+_SMALL = {
+    "model.depths": (1, 1, 1, 1),
+    "model.widths": (16, 32, 64, 96),
+    "model.heads": (1, 2, 4, 6),
+    "model.decoder_width": 64,
+    "model.mamba_depths": (1, 1, 1, 1),
+    "clip.frames": 4,
+    "clip.size": (96, 96),
+    "optimizer.lr": 2e-3,
+    "train.epochs": 20,
+    "train.batch_size": 4,
+    "loss.frames": "all",
+}
+
+_FULL = {"model.variant": "mit_b3", "clip.frames": 5, "clip.size": (256, 256)}
+
+
+@hookimpl
+def medvid_models() -> list[ModelSpec]:
+    """Vivim."""
+    return [
+        ModelSpec(
+            name="vivim",
+            tasks=("segmentation",),
+            build="medvid_vivim.network:build",
+            config="medvid_vivim.config:VivimConfig",
+            presets={"tiny": _TINY, "small": _SMALL, "full": _FULL},
+            clip=ClipSpec(frames=5, size=(256, 256)),
+            recipe=_RECIPE,
+            importers={
+                "upstream": "medvid_vivim.importer:import_upstream",
+                "segformer": "medvid_vivim.importer:import_segformer",
+            },
+            upstream_config="medvid_vivim.config:from_upstream",
+            trainable={
+                "all": ("",),
+                "decoder": ("decoder.", "out.", "edgeocr_cls_head."),
+                "temporal": ("encoder.stages.", "decoder.", "out.", "edgeocr_cls_head."),
+            },
+            keep_fp32=("*.A_log", "*.A_b_log", "*.A_s_log", "*.D", "*.D_b", "*.D_s"),
+            shard_units=("SegformerLayer", "MambaLayer"),
+            card=Card(
+                summary=(
+                    "SegFormer encoder with Mamba layers over the whole clip at the end of every stage (scanned "
+                    "forwards, backwards and along time), all-MLP decoder; masks of every frame."
+                ),
+                paper=_PAPER,
+                upstream="https://github.com/scott-yjyang/Vivim",
+                code_license="Apache-2.0 (written anew from a description; the original's code is CC BY-NC 4.0)",
+                weights_license=(
+                    "none included. Weights trained with the original fall under its CC BY-NC 4.0; NVIDIA's SegFormer "
+                    "weights have terms of their own, for non-commercial use"
+                ),
+                reproduced=(
+                    "outputs and gradients of the original's code for the same weights, to float32 rounding. The "
+                    "paper's scores are not: its trained weights and two of its data sets' loaders are not published"
+                ),
+            ),
+        )
+    ]
+
+
+@hookimpl
+def medvid_losses() -> list[LossSpec]:
+    """The structure loss."""
+    return [
+        LossSpec(
+            name="structure",
+            tasks=("segmentation",),
+            build="medvid_vivim.losses:build_structure",
+            config="medvid_vivim.config:StructureLossConfig",
+            card=Card(
+                summary="Cross-entropy plus boundary-weighted intersection over union, on the middle frame of a clip.",
+                paper="Wei et al., F3Net, AAAI 2020; as computed by Vivim",
+                code_license="Apache-2.0",
+            ),
+        )
+    ]
