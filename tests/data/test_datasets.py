@@ -8,6 +8,8 @@ import pickle
 import random
 import re
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -629,3 +631,9 @@ def test_index_does_not_depend_on_the_order_of_the_file_system(objects, monkeypa
 
     monkeypatch.setattr(Path, "iterdir", shuffled)
     assert vos.index(objects, VOSConfig()) == first
+
+
+def test_indexing_imports_no_torch():
+    modules = "vtus, vos, videos, manifest, echo_phantom"
+    code = f"import sys; from medvid_core.data.datasets import {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

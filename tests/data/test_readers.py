@@ -139,7 +139,7 @@ def test_one_reformatter_a_read(tmp_path, monkeypatch):
 def test_wrong_time_stamps_fall_back_to_decoding_from_the_start(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", "mpeg4", [barcode(n) for n in range(FRAMES)])
     real = video._listing(*video._signature(str(path)))
-    shifted = video._Listing(tuple(stamp + 1 for stamp in real.stamps), real.keyframes)
+    shifted = video._Listing(real.frames, tuple(stamp + 1 for stamp in real.stamps), real.keyframes)
     monkeypatch.setattr(video, "_listing", lambda *signature: shifted)
     assert numbers(video.read(str(path), [30, 3])) == [30, 3]
 
@@ -193,6 +193,28 @@ def test_damaged_real_videos_are_refused(tmp_path, name, harm):
         video.read(str(path), range(COUNTS[name]))
 
 
+@pytest.mark.parametrize("frame", [-1, FRAMES])
+def test_frame_numbers_outside_a_video(numbered, frame):
+    with pytest.raises(DataError, match=rf"Frame {frame} was asked of .* has {FRAMES} frames \(0 to {FRAMES - 1}\)"):
+        video.read(str(numbered), [3, frame])
+
+
+def test_frames_cut_away_by_an_edit_list_do_not_count(tmp_path):
+    whole = write_video(tmp_path / "a.mp4", "mpeg4", [barcode(n) for n in range(FRAMES)])
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "b.mp4"), "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                step = packet.duration
+                packet.pts, packet.dts = packet.pts - 15 * step, packet.dts - 15 * step
+                packet.stream = stream
+                target.mux(packet)
+    cut = str(tmp_path / "b.mp4")
+    assert video.count_frames(cut) == FRAMES - 15
+    assert numbers(video.read(cut, [0, 20, 7])) == [15, 35, 22]
+
+
 def noise(count: int) -> list[np.ndarray]:
     """Pictures that do not compress."""
     return list(np.random.default_rng(0).integers(0, 256, (count, 64, 128, 3), np.uint8))
@@ -202,7 +224,7 @@ def test_truncated_mp4_without_its_index(tmp_path):
     path = write_video(tmp_path / "a.mp4", "mpeg4", noise(20))
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(
-        DataError, match=r"The video .*a\.mp4 cannot be decoded \(.+\)\. Copy it again .* make it whole"
+        DataError, match=r"The video .*a\.mp4 cannot be decoded \(.+\)\. Copy it again .* encode what is left"
     ):
         frame_count(Source(reader="video", paths=(str(path),)))
 
@@ -214,6 +236,13 @@ def test_truncated_video_whose_header_promises_more(tmp_path):
     assert frame_count(Source(reader="video", paths=(str(path),))) == 20
     with pytest.raises(DataError, match=r"a\.mp4 declares 20 frames but holds \d+: it is truncated\. Copy it again"):
         video.read(str(path), [0])
+
+
+def test_truncated_gif(tmp_path):
+    path = write_video(tmp_path / "a.gif", "gif", noise(12), pixels="rgb8")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"The video .*a\.gif has no end: it is truncated\. Copy it again"):
+        video.count_frames(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(5000)])

@@ -37,7 +37,7 @@ _HIDDEN_FRAMES = ("vp8",)  # has packets that show no picture: packets cannot be
 _SEEK_GAP = 8
 """Frames decoded on and thrown away rather than seeking, which restarts the decoding threads."""
 
-_REMEDY = "Copy it again from its source, or make it whole with 'ffmpeg -i {path} fixed.mp4'."
+_REMEDY = "Copy it again from its source, or encode what is left of it anew with 'ffmpeg -i {path} fixed.mp4'."
 
 
 class _NotSeekableError(Exception):
@@ -59,10 +59,11 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class _Listing:
-    """Time stamp of every frame in presentation order, and the frame numbers of keyframes."""
+    """How many frames there are; time stamps in presentation order (none: unusable) and numbers of keyframes."""
 
-    stamps: tuple[int, ...]
-    keyframes: tuple[int, ...]
+    frames: int
+    stamps: tuple[int, ...] = ()
+    keyframes: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -129,15 +130,25 @@ def probe(path: str) -> VideoInfo:
 @functools.lru_cache(maxsize=4096)
 def _probe(path: str, size: int, changed: int) -> VideoInfo:
     with _opened(path) as (container, stream):
+        if container.format.name == "gif":
+            _check_gif_end(path)
         rate = float(stream.average_rate) if stream.average_rate else None
         count = _declared(container, stream)
         if not count and not _is_indexed(container, stream):
             count = sum(1 for _ in _frames(container, stream, path))
     if not count:
-        count = len(_listing(path, size, changed).stamps)
+        count = _listing(path, size, changed).frames
     if not count:
         raise DataError(f"The video {path} holds no frames. {_REMEDY.format(path=path)}")
     return VideoInfo(count, rate)
+
+
+def _check_gif_end(path: str) -> None:
+    """Raise `DataError` for a GIF without its end mark: FFmpeg would take a truncated one for a shorter one."""
+    with open(path, "rb") as file:
+        file.seek(-min(64, os.path.getsize(path)), os.SEEK_END)
+        if not file.read().rstrip(b"\0\r\n").endswith(b";"):
+            raise DataError(f"The video {path} has no end: it is truncated. {_REMEDY.format(path=path)}")
 
 
 def count_frames(path: str) -> int:
@@ -151,7 +162,7 @@ def count_frames(path: str) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _listing(path: str, size: int, changed: int) -> _Listing:
-    """List the frames of an indexed container; empty where its packets carry no usable time stamps.
+    """List the frames of an indexed container, without time stamps where its packets carry no usable ones.
 
     Raises:
         DataError: if fewer frames are present than the header declares.
@@ -168,8 +179,8 @@ def _listing(path: str, size: int, changed: int) -> _Listing:
     stamped = sorted((pts, key) for pts, key in shown if pts is not None)
     stamps = tuple(pts for pts, _ in stamped)
     if len(set(stamps)) < len(shown):
-        return _Listing((), ())
-    return _Listing(stamps, tuple(number for number, (_, key) in enumerate(stamped) if key))
+        return _Listing(len(shown))
+    return _Listing(len(shown), stamps, tuple(number for number, (_, key) in enumerate(stamped) if key))
 
 
 def _short(path: str, declared: int, found: int) -> DataError:
@@ -201,10 +212,10 @@ def read(path: str, frames: Sequence[int]) -> Array:
     signature = _signature(path)
     with _opened(path) as (container, stream):
         indexed = _is_indexed(container, stream)
-        listing = _listing(*signature) if indexed else _Listing((), ())
+        listing = _listing(*signature) if indexed else _Listing(0)
         if listing.stamps:
-            if wanted[-1] >= len(listing.stamps):
-                raise _absent(path, wanted[-1], len(listing.stamps))
+            if wanted[-1] >= listing.frames or wanted[0] < 0:
+                raise _absent(path, wanted[-1] if wanted[0] >= 0 else wanted[0], listing.frames)
             try:
                 return _collect(_by_stamp(container, stream, path, listing, wanted), frames, path)
             except _NotSeekableError:
