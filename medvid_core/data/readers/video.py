@@ -278,7 +278,7 @@ def _advance(decoder: Iterator[VideoFrame], stamp: int) -> VideoFrame:
 
 def _collect(pictures: Iterator[tuple[int, VideoFrame]], frames: Sequence[int], path: str) -> Array:
     """Convert the pictures to RGB and put each where it was asked for, uint8 [T,H,W,3]."""
-    reformatter = VideoReformatter()  # shared by all frames: a new one for each costs five times the decoding
+    reformatter = VideoReformatter()  # shared by all frames: a new one for each converts five times slower
     places: dict[int, list[int]] = {}
     for position, number in enumerate(frames):
         places.setdefault(number, []).append(position)
