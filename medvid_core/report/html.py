@@ -1,0 +1,110 @@
+"""The report of a run: one HTML file that needs no network and no script.
+
+Everything in it comes from files of the run directory; every text from them is escaped, and a content security policy
+forbids the page to load or run anything, should something slip through.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from medvid_core.report import plots
+from medvid_core.report.appendix import environment_section, notices
+from medvid_core.report.embed import overlays_section
+from medvid_core.report.rundata import RunData, as_float, read_run
+from medvid_core.report.summary import summary_section
+from medvid_core.report.tables import cases_section, metrics_section
+from medvid_core.report.text import counted, duration, esc, section, tag
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+
+
+def write_report(run_directory: Path) -> Path:
+    """Write ``report.html`` into a run directory, from the files in it.
+
+    Args:
+        run_directory: holds ``run.json``; ``metrics.jsonl``, ``cases.csv``, ``splits.json``, ``config.yaml`` and
+            ``overlays/`` are shown where they are there.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        DataError: the folder is no run directory.
+    """
+    text = page(read_run(run_directory))
+    path = run_directory / "report.html"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate in an id is no text
+    os.replace(temporary, path)
+    return path
+
+
+def page(run: RunData) -> str:
+    """Return the whole page."""
+    title = run_title(run)
+    style = (files("medvid_core.report") / "style.css").read_text("utf-8")
+    head = "\n".join(
+        [
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="robots" content="noindex">',
+            tag("title", esc(title)),
+            f"<style>{style}</style>",
+        ]
+    )
+    parts = [
+        tag("header", tag("h1", esc(title)) + tag("p", esc(subtitle(run)))),
+        notices(run),
+        summary_section(run),
+        overlays_section(run),
+        metrics_section(run),
+        section(
+            "Cases at a glance",
+            _wide(plots.distribution(run)),
+            lead="Every point is one case; a box holds the middle half of them.",
+        ),
+        cases_section(run),
+        curves_section(run),
+        environment_section(run),
+        tag("footer", esc(f"medvid · {run.record.get('started', '')}")),
+    ]
+    body = tag("main", "\n".join(part for part in parts if part))
+    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def run_title(run: RunData) -> str:
+    """Return ``<model> on <data set>``."""
+    model = str((run.record.get("model") or {}).get("name", "model")).split("/")[-1]
+    return f"{model} on {(run.record.get('dataset') or {}).get('name', 'data')}"
+
+
+def subtitle(run: RunData) -> str:
+    """Return one line on size, data and time."""
+    model, data = run.record.get("model") or {}, run.record.get("dataset") or {}
+    parts = [f"preset {run.record['preset']}"] if run.record.get("preset") else []
+    if model.get("parameters"):
+        parts.append(f"{as_float(model['parameters']) / 1e6:.2f} M parameters")
+    names = {"train": "training", "val": "validation", "test": "test"}
+    cases = [f"{count} {names.get(part, part)}" for part, count in (data.get("cases") or {}).items() if count]
+    if cases:
+        parts.append(f"{' + '.join(cases)} cases")
+    steps = [line["step"] for line in run.log if line.get("kind") == "train"]
+    if steps:
+        parts.append(f"{counted(int(max(steps)), 'step')} in {duration(as_float(run.record.get('seconds')))}")
+    return " · ".join(parts)
+
+
+def curves_section(run: RunData) -> str:
+    """Return the learning curves."""
+    curves = [plots.loss_curve(run), plots.validation_curve(run), plots.rate_curve(run)]
+    drawn = "".join(tag("div", curve) for curve in curves if curve)
+    no_validation = "" if curves[1] or not drawn else "There were no validation cases: the last weights were kept."
+    return section("Learning curves", tag("div", drawn, class_="curves") if drawn else "", lead=no_validation)
+
+
+def _wide(picture: str) -> str:
+    return tag("div", picture, class_="wide") if picture else ""

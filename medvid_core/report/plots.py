@@ -1,0 +1,234 @@
+"""Curves and distributions as SVG that stands inside the page and takes its colours and fonts from it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medvid_core.report.palette import palette, to_hex
+from medvid_core.report.rundata import RunData, as_float
+from medvid_core.report.text import BASELINES, esc, metric_name
+
+Floats = npt.NDArray[np.float64]
+Axes = Any
+
+# drawn in these colours, then replaced: so one picture serves a light and a dark page
+_INK, _FAINT, _ACCENT = "#010203", "#040506", "#070809"
+_THEMED = {_INK: "currentColor", _FAINT: "var(--line)", _ACCENT: "var(--accent)"}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "svg.hashsalt": "medvid",  # the same ids each time
+    "text.parse_math": False,  # names are untrusted: a "$" is a dollar
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "axes.labelsize": 10.5,
+    "legend.fontsize": 10.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+_MOST_POINTS = 300
+
+
+def plot(draw: Callable[[Axes], None], alt: str, width: float = 4.6, height: float = 2.9) -> str:
+    """Return a figure with one axes, drawn by ``draw``, as inline SVG.
+
+    Args:
+        draw: draws on the axes it is given.
+        alt: what the picture shows, for those who do not see it.
+        width: inches.
+        height: inches.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return inline_svg(buffer.getvalue(), alt)
+
+
+def inline_svg(text: str, alt: str) -> str:
+    """Return an SVG file as an element of a page: no prolog, metadata, fixed size, name spaces or ids shared by two."""
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = text[text.index("<svg") :]
+    opening, rest = text.split(">", 1)
+    opening = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", opening)
+    prefix = re.sub(r"[^A-Za-z0-9]", "", alt)
+    rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', rest)
+    rest = re.sub(r'(xlink:href="#|url\(#)', rf"\1{prefix}-", rest).replace("xlink:href", "href")
+    rest = re.sub(r"<style.*?</style>", "", rest, flags=re.DOTALL)  # it would rule the whole page
+    rest = re.sub(r"font-family: [^;\"]*;? ?", "", rest)
+    rest = re.sub(r"font: (\w+ )?([\d.]+px) '[^;\"]*", r"font-size: \2; font-weight: \1", rest)
+    rest = re.sub(r" ?font-weight: (?=[;\"])", "", rest)
+    for drawn, themed in _THEMED.items():
+        rest = rest.replace(drawn, themed)
+    return f'{opening} role="img" aria-label="{esc(alt)}">{rest}'
+
+
+def _series(log: Sequence[Mapping[str, Any]], name: str) -> tuple[Floats, Floats]:
+    """Return steps and defined values of one logged number; of a step logged twice the first."""
+    found: dict[float, float] = {}
+    for line in log:
+        value = as_float(line.get(name))
+        if math.isfinite(value):
+            found.setdefault(as_float(line["step"]), value)
+    steps = sorted(found)
+    return np.array(steps, float), np.array([found[step] for step in steps], float)
+
+
+def _thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Return at most `_MOST_POINTS` points, means of neighbours: a page needs no more, and stays small."""
+    pieces = min(len(steps), _MOST_POINTS)
+    if pieces == len(steps):
+        return steps, values
+    return tuple(np.array([part.mean() for part in np.array_split(line, pieces)]) for line in (steps, values))  # type: ignore[return-value]
+
+
+def _smoothed(values: Floats) -> Floats:
+    """Return a running mean over a twentieth of the curve."""
+    half = max(1, len(values) // 40)
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
+def _spread(values: Floats) -> bool:
+    """Whether a curve spans so many sizes that it wants a logarithmic axis."""
+    return bool(len(values) and values.min() > 0 and values.max() / values.min() > 50)
+
+
+def _draw_loss(axes: Axes, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
+    for i, (name, (steps, values)) in enumerate(lines.items()):
+        colour = _ACCENT if i == 0 else to_hex(palette(len(lines))[i])
+        if i == 0:
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
+        axes.plot(steps, _smoothed(values), color=colour, label=name, linewidth=1.8 if i == 0 else 1.2)
+    if _spread(next(iter(lines.values()))[1]):
+        axes.set_yscale("log")
+    if len(lines) > 1:
+        axes.legend(loc="upper right")
+    axes.set_title("Training loss")
+    axes.set_xlabel("step")
+
+
+def loss_curve(run: RunData) -> str:
+    """Return the training loss over steps, with its parts where there are several; empty if none was logged."""
+    log = [line for line in run.log if line.get("kind") == "train"]
+    skipped = {"kind", "step", "epoch", "lr", "seconds", "loss", "grad_norm"}
+    names = ["loss", *sorted({name for line in log for name in line} - skipped)][:6]
+    lines = {("total" if n == "loss" else n): _thinned(*_series(log, n)) for n in names}
+    lines = {name: line for name, line in lines.items() if len(line[0])}
+    return plot(lambda axes: _draw_loss(axes, lines), "Training loss over steps") if "total" in lines else ""
+
+
+def rate_curve(run: RunData) -> str:
+    """Return the learning rate over steps; empty if none was logged."""
+    steps, values = _thinned(*_series([line for line in run.log if line.get("kind") == "train"], "lr"))
+
+    def drawn(axes: Axes) -> None:
+        axes.plot(steps, values, color=_ACCENT)
+        axes.set_title("Learning rate")
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+
+    return plot(drawn, "Learning rate over steps") if len(steps) else ""
+
+
+def validation_curve(run: RunData) -> str:
+    """Return the headline metric on validation cases over steps, and the step that was kept; empty without any."""
+    log = [line for line in run.log if line.get("kind") == "evaluation" and line.get("split") == "val"]
+    name = run.headline
+    steps, values = _series(log, name)
+    best = as_float((run.record.get("best") or {}).get("step"))
+
+    def drawn(axes: Axes) -> None:
+        colours = palette(len(run.classes))
+        for part in run.parts(name) if len(run.parts(name)) <= 7 else []:
+            colour = to_hex(colours[run.classes.index(part)]) if part in run.classes else _FAINT
+            axes.plot(*_series(log, f"{name}/{part}"), color=colour, linewidth=1.2, label=part)
+        axes.plot(steps, values, color=_INK, label="mean" if run.parts(name) else metric_name(name), marker="o", ms=2.5)
+        if best in steps:
+            axes.plot([best], values[steps == best], "o", ms=8, mfc="none", mec=_INK, label=f"kept: step {best:.0f}")
+        axes.legend(loc="lower right" if run.higher_is_better(name) else "upper right")
+        axes.set_title(f"Validation {metric_name(name)}")
+        axes.set_xlabel("step")
+
+    return plot(drawn, f"Validation {metric_name(name)} over steps") if len(steps) else ""
+
+
+def distribution(run: RunData) -> str:
+    """Return every case as a point, over its mean and each class, with the trivial predictors; empty below two."""
+    name = run.headline
+    parts = run.parts(name) if len(run.parts(name)) <= 12 else []
+    columns = {name: "mean" if parts else metric_name(name)} | {f"{name}/{part}": part for part in parts}
+    columns = {column: label for column, label in columns.items() if len(run.values(column)) > 1}
+    if not columns:
+        return ""
+
+    def drawn(axes: Axes) -> None:
+        colours = palette(len(run.classes))
+        jitter = np.random.default_rng(0)
+        for row, (column, label) in enumerate(columns.items()):
+            of_class = column != name and label in run.classes
+            colour = to_hex(colours[run.classes.index(label)]) if of_class else _ACCENT
+            _draw_points(axes, row, run.values(column), colour, jitter)
+        _draw_baselines(axes, run, list(columns))
+        axes.set_yticks(range(len(columns)), list(columns.values()))
+        axes.set_ylim(len(columns) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"{metric_name(name)} per case")
+
+    alt = f"Distribution of {metric_name(name)} over cases"
+    return plot(drawn, alt, width=9.2, height=1.2 + 0.5 * len(columns))
+
+
+def _draw_points(axes: Axes, row: int, values: Sequence[float], colour: str, jitter: np.random.Generator) -> None:
+    """Draw a box (quartiles, median, whiskers to the extremes) and every value as a point."""
+    if len(values) >= 5:
+        line = {"color": _INK, "linewidth": 1}
+        axes.boxplot(
+            [values],
+            positions=[row],
+            orientation="horizontal",
+            widths=0.5,
+            whis=(0, 100),
+            showcaps=False,
+            boxprops=line,
+            whiskerprops=line,
+            medianprops={"color": _INK, "linewidth": 2},
+        )
+    heights = row + jitter.uniform(-0.16, 0.16, len(values))
+    axes.plot(values, heights, "o", ms=5.5, color=colour, alpha=0.75, mec="none")
+
+
+def _draw_baselines(axes: Axes, run: RunData, columns: Sequence[str]) -> None:
+    """Mark in every row what the trivial predictors reach there."""
+    for marker, (which, label) in zip(("x", "D"), BASELINES.items(), strict=True):
+        values = [run.baseline(which, column) for column in columns]
+        rows = [row for row, value in enumerate(values) if math.isfinite(value)]
+        if rows:
+            where = [values[row] for row in rows]
+            axes.plot(where, rows, marker, ms=6.5, mfc="none", mec=_INK, mew=1.4, label=label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
