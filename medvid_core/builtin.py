@@ -57,7 +57,57 @@ def medvid_datasets() -> list[DatasetSpec]:
             tasks=_DENSE_TASKS,
             index=f"{module}.echo_phantom:index",
             config="medvid_core.data.phantoms.echo:EchoPhantomConfig",
-            card=Card(summary="Beating hearts in ultrasound, drawn on the fly; nothing to download."),
+            card=Card(
+                summary="Beating hearts in ultrasound, drawn on the fly; nothing to download.", code_license="Apache-2.0"
+            ),
+        ),
+        DatasetSpec(
+            name="vtus",
+            tasks=_DENSE_TASKS,
+            can_read=f"{module}.vtus:can_read",
+            index=f"{module}.vtus:index",
+            config=f"{module}.vtus:VTUSConfig",
+            defaults={"clip.sampling": "dense"},
+            card=Card(
+                summary="Frames and masks: Train/<case>/*.jpg, Train_GT/<case>/*.png, Test/…, Test_GT/….",
+                paper="Yang et al., Vivim, IEEE TCSVT 2025 (thyroid ultrasound, VTUS)",
+                upstream="https://github.com/scott-yjyang/Vivim",
+                code_license="Apache-2.0",
+                data_license="CC BY-NC 4.0",
+            ),
+        ),
+        DatasetSpec(
+            name="vos",
+            tasks=_DENSE_TASKS,
+            can_read=f"{module}.vos:can_read",
+            index=f"{module}.vos:index",
+            config=f"{module}.vos:VOSConfig",
+            card=Card(
+                summary="Frames and sparse masks: JPEGImages/<case>/*, Annotations/<case>/*.png, ImageSets/*.txt.",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="videos",
+            tasks=_DENSE_TASKS,
+            can_read=f"{module}.videos:can_read",
+            index=f"{module}.videos:index",
+            config=f"{module}.videos:VideosConfig",
+            card=Card(
+                summary="Video files, each with a mask video name_mask.* or a folder name_mask/ beside it.",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="manifest",
+            tasks=("segmentation", "classification"),
+            can_read=f"{module}.manifest:can_read",
+            index=f"{module}.manifest:index",
+            config=f"{module}.manifest:ManifestConfig",
+            card=Card(
+                summary="A CSV table: file, mask or label, case_id, group_id, split, fps; further columns are metadata.",
+                code_license="Apache-2.0",
+            ),
         ),
     ]
 

@@ -8,6 +8,7 @@ a value that contains ``${`` is refused.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for name in ("val", "test"):
             _require(0 <= getattr(self, name) < 1, f"split.{name}", getattr(self, name), "from 0 to below 1")
+        _require(self.seed >= 0, "split.seed", self.seed, "0 or more")
         _require(self.val + self.test < 1, "split.val + split.test", self.val + self.test, "below 1")
 
 
@@ -138,7 +140,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_choice("optimizer.name", self.name, ("adam", "adamw"))
-        _require(self.lr > 0, "optimizer.lr", self.lr, "above 0")
+        _require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "above 0")
+        _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "from 0 to below 1")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         _require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 or more")
 
@@ -203,6 +206,7 @@ class TrainConfig:
         _require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
         _require(0 <= self.ema < 1, "train.ema", self.ema, "from 0 to below 1")
         _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        _require(self.save_every_s >= 0, "train.save_every_s", self.save_every_s, "0 or more")
         _require(self.workers is None or self.workers >= 0, "train.workers", self.workers, "0 or more")
 
 
@@ -357,6 +361,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"The value of {word!r} cannot be read as YAML: {error}") from error
         value = parsed["value"] if isinstance(parsed, dict) else None
         settings.update(flatten({key: value}))
+    _refuse_interpolation(settings, "command line")  # again: a YAML escape such as "\x24" hides a dollar sign
     return _with_names(settings)
 
 
@@ -379,17 +384,28 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return _with_names(settings)
 
 
+def _texts(value: Any) -> Any:
+    """Undo YAML's reading of the words ``no`` and ``yes`` as false and true, where text is wanted."""
+    if isinstance(value, list | tuple):
+        return [_texts(item) for item in value]
+    return {False: "no", True: "yes"}[value] if isinstance(value, bool) else value
+
+
 def _build(config_class: type[C], section: str, values: Mapping[str, tuple[Any, str]]) -> C:
     """Build one typed section from values with their origins, converting as OmegaConf does."""
     types = typing.get_type_hints(config_class)
     arguments: dict[str, Any] = {}
     for key, (value, origin) in values.items():
+        if value == "???":  # OmegaConf's word for a value that is still to come
+            raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: write the value itself.")
+        if types[key] is str or (typing.get_origin(types[key]) is tuple and str in typing.get_args(types[key])):
+            value = _texts(value)
         node = OmegaConf.structured(config_class)
         OmegaConf.set_readonly(node, False)
         try:
             OmegaConf.update(node, key, _lists(value))
         except OmegaConfBaseException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: {reason}.") from error
         plain = typing.cast("dict[str, Any]", OmegaConf.to_container(node))[key]
         arguments[key] = tuple(plain) if isinstance(plain, list) and typing.get_origin(types[key]) is tuple else plain
@@ -497,6 +513,8 @@ def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tupl
     """Return the data set and its root from ``--data NAME|PATH`` and the user's own settings."""
     name, root = user.get("dataset.name"), user.get("dataset.root") or ""
     if data is not None:
+        if not data.strip():  # an unset shell variable, most likely: the phantom must not stand in for the user's data
+            raise ConfigError("--data is empty. Name a data set, or a folder or file of your own; or leave it out.")
         names = {normalise(spec.name) for spec in registry.specs(DatasetSpec)}
         if normalise(data) in names and not Path(data).exists():
             name, root = data, ""
@@ -535,6 +553,7 @@ def compose(
     if config_file is not None:
         user.add(read_config_file(config_file), str(config_file))
     user.add(parse_overrides(overrides), "command line")
+    _require(isinstance(user.get("dataset.root"), str | None), "dataset.root", user.get("dataset.root"), "a path")
     model_name = model or user.get("model.name")
     if not model_name:
         raise ConfigError("No model is named. Say which with --model NAME; medvid-run plugins list shows them.")
@@ -582,17 +601,20 @@ def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossS
         values = {k: v for k, v in layers.section(section).items() if k not in reserved.get(section, ())}
         built[section] = _build(config_class, section, values)
     metrics = layers.get("metrics")
+    named = isinstance(metrics, str) or (
+        isinstance(metrics, list | tuple) and len(metrics) > 0 and all(isinstance(name, str) for name in metrics)
+    )
+    _require(named, "metrics", metrics, "the name of a metric, or a list of names")
     config = RunConfig(
         preset=str(layers.get("preset")),
         seed=_integer("seed", layers),
-        metrics=tuple([metrics] if isinstance(metrics, str) else [str(name) for name in metrics]),
+        metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
         data_root=layers.get("dataset.root"),
         model=Chosen(model.name, built.pop("model")),
         dataset=Chosen(dataset.name, built.pop("dataset")),
         loss=Chosen(loss.name, built.pop("loss")),
         **built,
     )
-    _require(len(config.metrics) > 0, "metrics", metrics, "at least one metric")
     origins = {key: layers.origin(key) for key in flatten(config.to_dict())}
     return Composed(config, origins, model, dataset, loss)
 
@@ -601,4 +623,5 @@ def _integer(key: str, layers: _Layers) -> int:
     value, origin = layers.values[key]
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{key}={value!r} ({origin}) cannot be used: it must be an integer.")
+    _require(0 <= value < 2**63, key, value, "from 0 to 2**63 - 1")
     return value

@@ -102,7 +102,10 @@ def build_model(info: ModelInfo) -> nn.Module:
     spec = model_spec(info.name)
     check_tasks(spec, info.outputs)
     config = build_section(spec.config, "model", info.config)
-    module: nn.Module = resolve(spec.build)(config, info.outputs)
+    try:
+        module: nn.Module = resolve(spec.build)(config, info.outputs)
+    except ValueError as error:
+        raise ConfigError(f"Model {spec.name!r} cannot be built with these settings: {error}") from error
     module.medvid = info  # type: ignore[assignment]  # plain data on a module
     return module
 

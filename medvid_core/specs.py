@@ -95,6 +95,7 @@ class Card:
     upstream: str = ""
     code_license: str = ""
     weights_license: str = ""
+    data_license: str = ""
     reproduced: str = ""
 
 

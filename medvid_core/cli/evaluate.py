@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Carry out ``evaluate``."""
-    from medvid_core.engine.evaluate_command import evaluate
+    from medvid_core.engine.evaluate import evaluate
 
     evaluate(arguments.run_or_file, arguments.data, arguments.split, arguments.out, arguments.settings)

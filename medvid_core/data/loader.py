@@ -82,8 +82,8 @@ def load_sample(
         "frame_index": torch.from_numpy(indices),
         "case_id": case.case_id,
         "group_id": case.group_id,
-        "fps": torch.tensor(case.fps if case.fps is not None else math.nan),
-        "spacing": torch.tensor(spacing),
+        "fps": torch.tensor(case.fps if case.fps is not None else math.nan, dtype=torch.float32),
+        "spacing": torch.tensor(spacing, dtype=torch.float32),
     }
     for step in steps:
         sample = step(sample)

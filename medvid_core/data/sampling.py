@@ -49,7 +49,7 @@ def last_start(frames: int, clip: ClipConfig) -> int:
 def random_start(case: Case, clip: ClipConfig, rng: np.random.Generator) -> int:
     """Draw a first frame whose window holds at least one labelled frame, if the case has masks."""
     last = last_start(case.frames, clip)
-    if "mask" not in case.streams or case.labelled is None:
+    if "mask" not in case.streams or not case.labelled:  # all frames labelled, or none (but the clip has targets)
         return int(rng.integers(last + 1))
     offsets = clip.stride * np.arange(clip.frames)
     starts = (np.array(case.labelled)[:, None] - offsets[None, :]).ravel()

@@ -30,9 +30,14 @@ def to_video(frames: Array) -> tv_tensors.Video:
 def resize(
     video: tv_tensors.Video, mask: tv_tensors.Mask, size: Sequence[int]
 ) -> tuple[tv_tensors.Video, tv_tensors.Mask]:
-    """Resize to ``size``, aspect ratio not kept: the video bilinear with antialiasing, the mask nearest."""
-    resized: tuple[tv_tensors.Video, tv_tensors.Mask] = v2.Resize(list(size), antialias=True)(video, mask)
-    return resized
+    """Resize to ``size``, aspect ratio not kept: the video bilinear with antialiasing, the mask nearest.
+
+    The mask takes the source pixel nearest to each pixel's centre. (torchvision resizes masks by ``nearest``, which
+    takes the one nearest to its corner: made 4 times smaller, a mask would lie 1.5 source pixels off its video.)
+    """
+    smaller = F.interpolate(mask.as_subclass(Tensor)[:, None], size=list(size), mode="nearest-exact")[:, 0]
+    resized: tv_tensors.Video = v2.Resize(list(size), antialias=True)(video)
+    return resized, tv_tensors.Mask(smaller)
 
 
 def resize_affine(source: tuple[int, int], size: Sequence[int]) -> Tensor:
@@ -74,7 +79,7 @@ def augment(
 ) -> tuple[tv_tensors.Video, tv_tensors.Mask]:
     """Apply random changes drawn from ``seed`` alone; the global generators are left as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the CPU; torch.manual_seed would seed the GPU's as well
         changed: tuple[tv_tensors.Video, tv_tensors.Mask] = transform(video, mask)
     return changed
 

@@ -25,14 +25,23 @@ FORMAT = 1
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a file atomically: a reader sees the old one or the new one, never half of it."""
+    """Write a file atomically: a reader sees the old one or the new one, never half of it.
+
+    Raises:
+        CheckpointError: the file cannot be written (a full disk, a read-only folder); the old one is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **header})})
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        save_file(contiguous, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **header})})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be written: {error}. Make room, or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -115,6 +124,7 @@ def load_training(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this run's model and optimiser: {error}") from error
-    state = header["state"]
-    assert isinstance(state, dict)
+    state = header.get("state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is damaged: its header holds no state.")
     return state

@@ -17,7 +17,7 @@ from torch import nn
 from medvid_core.config import Composed, OptimizerConfig
 from medvid_core.data.preprocess import Step, plan_steps
 from medvid_core.engine import checkpoint
-from medvid_core.engine.evaluate import Scorer, build_metrics
+from medvid_core.engine.scoring import Scorer, build_metrics
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import Run, environment, fingerprint, header_lines, new_directory, now, write_json
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data

@@ -21,6 +21,11 @@ def labelled_pixels(batch: Batch) -> Tensor:
     return (mask != UNLABELLED) & frames[:, :, None, None]
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return half-precision logits as float32, and others as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def one_hot(mask: Tensor, classes: int) -> Tensor:
     """Return float [B,T,K,H,W] from class indices [B,T,H,W]; unlabelled pixels are zero in every class.
 
@@ -53,7 +58,7 @@ class CrossEntropy:
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the summed cross-entropy."""
-        logits, valid, mask = outputs[self.name].float(), labelled_pixels(batch), batch["mask"]
+        logits, valid, mask = at_least_float32(outputs[self.name]), labelled_pixels(batch), batch["mask"]
         if logits.shape[2] == 1:
             weight = None if self.weights is None else self.weights.to(logits)
             per_pixel = F.binary_cross_entropy_with_logits(
@@ -87,7 +92,7 @@ class Dice:
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the summed Dice loss of the clips."""
         valid = labelled_pixels(batch).unsqueeze(2)
-        predicted = probabilities(outputs[self.name].float()) * valid
+        predicted = probabilities(at_least_float32(outputs[self.name])) * valid
         target = one_hot(batch["mask"], self.classes) * valid
         first = 0 if self.classes == 1 else 1  # class 0 is the background
         dims = (1, 3, 4)

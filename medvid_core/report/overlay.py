@@ -19,7 +19,7 @@ from medvid_core.data.clip import Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.readers import read_images
 from medvid_core.data.transforms import to_source
-from medvid_core.engine.evaluate import CaseRow, Scorer, best_and_worst
+from medvid_core.engine.scoring import CaseRow, Scorer, best_and_worst
 from medvid_core.engine.inference import FrameBlock, segment_case
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import Run, write_json
