@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,11 +15,12 @@ PARTS = ("train", "val", "test")
 Splits = dict[str, list[Case]]
 
 
-def split_cases(cases: Sequence[Case], config: SplitConfig) -> Splits:
+def split_cases(cases: Sequence[Case], config: SplitConfig, training: bool = True) -> Splits:
     """Return the cases of each part.
 
     A data set that fixes the parts is obeyed; if it fixes no validation part, one is taken out of the training
-    groups. Otherwise the groups are shuffled by ``config.seed`` and divided by the fractions.
+    groups. Otherwise the groups are shuffled by ``config.seed`` and divided by the fractions. Without ``training``
+    no case need be left to train on: a folder of test cases alone can be scored.
 
     Raises:
         DataError: a group in two parts, an unknown part, some cases with a part and some without, or no
@@ -42,8 +43,17 @@ def split_cases(cases: Sequence[Case], config: SplitConfig) -> Splits:
         test_share = config.test
         _take(splits, "test", test_share, config.seed)
         _take(splits, "val", config.val / (1 - test_share), config.seed + 1)
-    check_splits(splits)
+    check_splits(splits, training)
     return splits
+
+
+def recorded_splits(cases: Sequence[Case], recorded: Mapping[str, Sequence[str]]) -> Splits:
+    """Return the cases of each part as a run recorded them (``splits.json``), by case id.
+
+    Cases that came after the run stand in no part: dividing anew could make a case the run was trained on a test case.
+    """
+    by_id = {case.case_id: case for case in cases}
+    return {part: [by_id[name] for name in recorded.get(part, ()) if name in by_id] for part in PARTS}
 
 
 def _take(splits: Splits, part: str, fraction: float, seed: int) -> None:
@@ -55,8 +65,8 @@ def _take(splits: Splits, part: str, fraction: float, seed: int) -> None:
     splits["train"] = [case for case in splits["train"] if case.group_id not in moved]
 
 
-def check_splits(splits: Splits) -> None:
-    """Refuse a division in which a patient stands in two parts, or that leaves nothing to train on."""
+def check_splits(splits: Splits, training: bool = True) -> None:
+    """Refuse a division in which a patient stands in two parts, or (``training``) that leaves nothing to train on."""
     owner: dict[str, str] = {}
     for part, cases in splits.items():
         for case in cases:
@@ -65,5 +75,5 @@ def check_splits(splits: Splits) -> None:
                     f"Group {case.group_id!r} (case {case.case_id!r}) is in both {owner[case.group_id]} and {part}: "
                     "the result would be too good. Give all cases of a patient the same split."
                 )
-    if not splits["train"]:
+    if training and not splits["train"]:
         raise DataError("There is no training case: every case is in val or test.")

@@ -37,11 +37,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
         save_file(contiguous, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **header})})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}. Make room, or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Return the permissions the user withholds from new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

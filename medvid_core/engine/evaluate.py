@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvid_core.config import compose
+from medvid_core.config import Composed, compose, read_config_file
 from medvid_core.data.preprocess import plan_steps
-from medvid_core.engine.scoring import CaseRow, Scorer, build_metrics, score_cases, summarise, write_rows
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import environment, fingerprint, now, write_json
+from medvid_core.engine.scoring import CaseRow, Scorer, build_metrics, score_cases, summarise, write_rows
 from medvid_core.engine.setup import accelerator, open_data, select
 from medvid_core.errors import ConfigError
 from medvid_core.models import describe, load_model, model_file
@@ -44,7 +45,7 @@ def evaluate(
         raise ConfigError(f"{file} stands without its run, so its data are unknown. Say what to score with --data.")
     composed = compose(registry(), info.name, data, settings, config_file if config_file.is_file() else None)
     config = composed.config
-    opened = open_data(composed)
+    opened = open_data(composed, training=False, recorded=_recorded_splits(composed, config_file))
     if opened.index.outputs != info.outputs:
         raise ConfigError(
             f"The model predicts {_classes(info.outputs[0].classes)}, the data hold "
@@ -88,6 +89,18 @@ def evaluate(
             print(f"{name:<28} {value:.4f}")
         progress.say(f"wrote    {folder}")
     return rows, summary
+
+
+def _recorded_splits(composed: Composed, config_file: Path) -> dict[str, list[str]] | None:
+    """Return how the run divided its data, if these are its data; None for other data, which are divided here."""
+    record = config_file.with_name("splits.json")
+    if not config_file.is_file() or not record.is_file():
+        return None
+    own, config = read_config_file(config_file), composed.config
+    if (own.get("dataset.name"), own.get("dataset.root")) != (config.dataset.name, config.data_root):
+        return None
+    splits: dict[str, list[str]] = json.loads(record.read_text("utf-8"))
+    return splits
 
 
 def _classes(names: Sequence[str]) -> str:

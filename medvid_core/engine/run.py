@@ -61,7 +61,7 @@ class Run:
         path = self.directory / "metrics.jsonl"
         if self.main and path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-            _replace(path, "".join(f"{line}\n" for line in kept))
+            write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:
@@ -71,7 +71,8 @@ def _step_of(line: str) -> float:
         return float("inf")  # the last line of a killed run may be cut short
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -79,19 +80,34 @@ def _replace(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically."""
-    _replace(path, json.dumps(data, indent=2, default=str) + "\n")
+    write_text(path, json.dumps(data, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an absent file is an empty one.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}. Remove it to go on without it.") from error
+    return data
 
 
 def new_directory(out: Path | None, model: str, dataset: str) -> Path:
     """Return the run directory to use: ``out``, or ``runs/<model>-<data set>-<time>``.
 
     Raises:
-        DataError: ``out`` already holds a run.
+        DataError: ``out`` already holds a run, or is a file.
     """
     if out is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         base = Path("runs") / f"{model}-{dataset}-{stamp}"
         out = next(path for i in range(1000) if not (path := Path(f"{base}-{i}" if i else base)).exists())
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; it must be a folder to make. Choose another --out.")
     if (out / "run.json").exists():
         raise DataError(f"{out} already holds a run. Choose another --out, or go on with it: --resume {out}.")
     return out

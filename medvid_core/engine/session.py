@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,21 @@ from torch import nn
 from medvid_core.config import Composed, OptimizerConfig
 from medvid_core.data.preprocess import Step, plan_steps
 from medvid_core.engine import checkpoint
-from medvid_core.engine.scoring import Scorer, build_metrics
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.run import Run, environment, fingerprint, header_lines, new_directory, now, write_json
+from medvid_core.engine.run import (
+    Run,
+    environment,
+    fingerprint,
+    header_lines,
+    new_directory,
+    now,
+    read_json,
+    write_json,
+    write_text,
+)
+from medvid_core.engine.scoring import Scorer, build_metrics
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data
-from medvid_core.errors import CheckpointError, ConfigError, did_you_mean
+from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import Loss
 from medvid_core.models import ModelInfo, build_model
 from medvid_core.plugins import Observers, Registry
@@ -167,14 +176,25 @@ def _start_from(model: nn.Module, weights: Path) -> None:
 def _load_state(session: Session) -> None:
     run = session.run
     path = run.checkpoints / "last.safetensors"
-    run.record = json.loads((run.directory / "run.json").read_text("utf-8"))
+    run.record = read_json(run.directory / "run.json")
     processes = session.accelerator.num_processes
     before = run.record.get("hardware", {}).get("processes", processes)
     if before != processes:
         session.progress.say(f"The run had {before} process(es) and goes on with {processes}: equal, not to the bit.")
+    divided = {part: [case.case_id for case in cases] for part, cases in session.data.splits.items()}
+    if read_json(run.directory / "splits.json") not in ({}, divided):
+        raise DataError(
+            f"The data at {session.composed.config.data_root or '(generated)'} are divided otherwise than when "
+            f"{run.directory} began: cases were added, removed or renamed, and test cases may have been trained on. "
+            "Restore the data, or start a new run (--weights takes over what was learnt)."
+        )
     if not path.exists():
         return  # killed before its first checkpoint: it starts anew, to the same end
-    session.state = State(**checkpoint.load_training(path, session.model, session.optimizer, session.average))
+    values = checkpoint.load_training(path, session.model, session.optimizer, session.average)
+    try:
+        session.state = State(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged or of another version: {error}.") from error
     run.forget_after(session.state.step)
 
 
@@ -183,7 +203,7 @@ def _write_start(session: Session) -> None:
     run, config, data = session.run, session.composed.config, session.data
     if run.main:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        (run.directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        write_text(run.directory / "config.yaml", config.to_yaml())
         write_json(
             run.directory / "splits.json",
             {part: [case.case_id for case in cases] for part, cases in data.splits.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from medvid_core.config import Composed
 from medvid_core.data.clip import Case, Index
-from medvid_core.data.splits import Splits, split_cases
+from medvid_core.data.splits import Splits, recorded_splits, split_cases
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo
 from medvid_core.plugins import Registry
@@ -71,10 +72,18 @@ def open_dataset(composed: Composed) -> Index:
     return index
 
 
-def open_data(composed: Composed) -> Data:
-    """Index the data set and divide it into train, val and test."""
+def open_data(composed: Composed, training: bool = True, recorded: Mapping[str, Sequence[str]] | None = None) -> Data:
+    """Index the data set and divide it into train, val and test.
+
+    Args:
+        composed: the configuration.
+        training: whether there must be cases to train on.
+        recorded: the case ids of each part, where a run has already divided this data set.
+    """
     index = open_dataset(composed)
-    return Data(index, split_cases(index.cases, composed.config.split))
+    if recorded is not None:
+        return Data(index, recorded_splits(index.cases, recorded))
+    return Data(index, split_cases(index.cases, composed.config.split, training))
 
 
 def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInfo:

@@ -23,8 +23,8 @@ from medvid_core.data.clip import Batch, Case
 from medvid_core.data.loader import TrainingClips, default_workers, to_device, training_loader
 from medvid_core.data.sampling import RankBatches, steps_per_epoch, training_items
 from medvid_core.engine import checkpoint
-from medvid_core.engine.scoring import CaseRow, constant_predictor, score_cases, summarise, write_rows
 from medvid_core.engine.run import Clock, Run, now, peak_memory_mib
+from medvid_core.engine.scoring import CaseRow, constant_predictor, score_cases, summarise, write_rows
 from medvid_core.engine.session import Session, open_session
 from medvid_core.errors import MedvidError
 from medvid_core.models import MODEL_FILE, build_model, save_model

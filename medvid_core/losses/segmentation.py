@@ -23,7 +23,8 @@ def labelled_pixels(batch: Batch) -> Tensor:
 
 def at_least_float32(logits: Tensor) -> Tensor:
     """Return half-precision logits as float32, and others as they are."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide
 
 
 def one_hot(mask: Tensor, classes: int) -> Tensor:
