@@ -19,11 +19,11 @@ from medvid_core.data.clip import Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.readers import read_images
 from medvid_core.data.transforms import to_source
-from medvid_core.engine.scoring import CaseRow, Scorer, best_and_worst
 from medvid_core.engine.inference import FrameBlock, segment_case
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import Run, write_json
-from medvid_core.errors import DataError
+from medvid_core.engine.scoring import CaseRow, Scorer, best_and_worst
+from medvid_core.errors import MedvidError
 from medvid_core.metrics.base import to_classes
 from medvid_core.report.draw import Bytes, Still, draw, fitted_size, resize_image, resize_mask, strip
 from medvid_core.report.palette import Colours, palette
@@ -218,7 +218,7 @@ def write_overlays(
         )
         try:
             entry |= _write_overlay(blocks, case, directory / names[-1], len(scorer.output.classes))
-        except (DataError, OSError, FFmpegError) as error:
+        except (MedvidError, OSError, FFmpegError) as error:
             progress.say(f"overlay of {case_id} left out: {error}")
             entry["problem"] = str(error)
         index.append(entry)

@@ -119,7 +119,7 @@ def _spread(values: Floats) -> bool:
 
 def _draw_loss(axes: Axes, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
     for i, (name, (steps, values)) in enumerate(lines.items()):
-        colour = _ACCENT if i == 0 else to_hex(palette(len(lines))[i])
+        colour = _ACCENT if i == 0 else to_hex(palette(len(lines) + 1)[i + 1])
         if i == 0:
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
         axes.plot(steps, _smoothed(values), color=colour, label=name, linewidth=1.8 if i == 0 else 1.2)
