@@ -1,0 +1,1 @@
+"""Checks that every plugin has to pass: ``pytest --medvid-plugin DISTRIBUTION``."""
