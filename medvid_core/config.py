@@ -31,7 +31,8 @@ C = TypeVar("C")
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:
     if not holds:
-        raise ConfigError(f"{key}={value!r} cannot be used: it must be {allowed}.")
+        end = "" if allowed.endswith("?") else "."
+        raise ConfigError(f"{key}={value!r} cannot be used: it must be {allowed}{end}")
 
 
 def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
@@ -408,6 +409,10 @@ def _build(config_class: type[C], section: str, values: Mapping[str, tuple[Any, 
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: {reason}.") from error
         plain = typing.cast("dict[str, Any]", OmegaConf.to_container(node))[key]
+        if any(
+            isinstance(item, float) and math.isnan(item) for item in (plain if isinstance(plain, list) else [plain])
+        ):
+            raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: it is not a number.")
         arguments[key] = tuple(plain) if isinstance(plain, list) and typing.get_origin(types[key]) is tuple else plain
     return config_class(**arguments)
 

@@ -57,10 +57,11 @@ class Run:
                 file.write(json.dumps(values) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop log lines later than ``step``: a resumed run writes them anew."""
+        """Drop the result, and log lines later than ``step``: a resumed run writes them anew."""
         path = self.directory / "metrics.jsonl"
         if self.main and path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+            lines = path.read_text("utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step and json.loads(line).get("kind") != "result"]
             write_text(path, "".join(f"{line}\n" for line in kept))
 
 

@@ -324,7 +324,7 @@ def _finish(session: Session) -> None:
         seconds=round(session.state.seconds, 2),
     )
     if run.main:
-        run.log(kind="evaluation", split=part, step=session.state.step, **summary)
+        run.log(kind="result", split=part, step=session.state.step, **summary)
         write_rows(run.directory / "cases.csv", rows)
         save_model(network, run.directory / MODEL_FILE)
         write_overlays(run, network, splits[part], rows, session.scorer, session.progress)

@@ -1,0 +1,414 @@
+"""The configuration: who wins, where each value came from, and what is refused with which words."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from medvid_core.builtin import medvid_datasets, medvid_losses, medvid_metrics, medvid_models
+from medvid_core.config import compose, flatten, parse_overrides, read_config_file
+from medvid_core.errors import ConfigError, PluginError
+from medvid_core.plugins import Provided, Registry, load_registry, registry
+from medvid_core.specs import DatasetSpec, LossSpec, MetricSpec, ModelSpec
+
+
+def refusal(*overrides, model="unet", data=None, file=None, error=ConfigError) -> str:
+    with pytest.raises(error) as info:
+        compose(registry(), model, data, overrides, file)
+    return str(info.value)
+
+
+def composed(*overrides, model="unet", data=None, file=None):
+    return compose(registry(), model, data, overrides, file)
+
+
+@pytest.fixture
+def layered() -> Registry:
+    """Core's components, and a model and a data set whose settings overlap."""
+    loaded = load_registry([])
+    for kind, specs in (
+        ("dataset", medvid_datasets()),
+        ("loss", medvid_losses()),
+        ("metric", medvid_metrics()),
+        ("model", medvid_models()),
+    ):
+        loaded.provided[kind] += [Provided("core", "1", spec) for spec in specs]
+    settings = {"train.epochs": 11, "train.batch_size": 11, "train.accumulate": 1, "optimizer.lr": 0.11, "seed": 11}
+    loaded.provided["model"].append(
+        Provided(
+            "other",
+            "1",
+            ModelSpec(
+                name="layered",
+                tasks=("segmentation",),
+                build="unused:unused",
+                config="medvid_core.networks.config:UNetConfig",
+                recipe={**settings, "clip.stride": 11, "loss": "dice", "loss.smooth": 0.5},
+                presets={"small": {"train.batch_size": 22, "clip.per_case": 22}, "full": {}},
+            ),
+        )
+    )
+    loaded.provided["dataset"].append(
+        Provided(
+            "other",
+            "1",
+            DatasetSpec(
+                name="suggesting",
+                tasks=("segmentation",),
+                index="unused:unused",
+                config="medvid_core.data.phantoms.echo:EchoPhantomConfig",
+                defaults={"train.epochs": 33, "clip.per_case": 33, "augment.noise": 0.33},
+            ),
+        )
+    )
+    return loaded
+
+
+def test_later_layers_win_and_each_value_knows_its_origin(layered, tmp_path):
+    """core < clip and recipe of the model < preset < data set < file < command line."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("optimizer: {lr: 0.44}\naugment: {noise: 0.44}\npreset: small\n")
+    overrides = ["augment.noise=0.55"]
+    result = compose(layered, "layered", "suggesting", overrides, file)
+    config, origins = result.config, result.origins
+    assert (config.train.patience, origins["train.patience"]) == (0, "default")
+    assert (config.clip.size, origins["clip.size"]) == ((256, 256), "model layered")
+    assert (config.clip.stride, origins["clip.stride"]) == (11, "recipe of layered")
+    assert (config.train.batch_size, origins["train.batch_size"]) == (22, "preset small")
+    assert (config.clip.per_case, origins["clip.per_case"]) == (33, "data set suggesting")
+    assert (config.train.epochs, origins["train.epochs"]) == (33, "data set suggesting")
+    assert (config.optimizer.lr, origins["optimizer.lr"]) == (0.44, str(file))
+    assert (config.augment.noise, origins["augment.noise"]) == (0.55, "command line")
+    assert origins["preset"] == str(file)
+    assert origins["model.name"] == "--model"
+    assert origins["dataset.name"] == "--data"
+    assert set(origins) == set(flatten(config.to_dict()))
+
+
+def test_loss_settings_of_the_recipe_belong_to_the_loss_of_the_recipe(layered):
+    """Another loss starts from its own defaults."""
+    own = compose(layered, "layered", "suggesting").config.loss
+    assert (own.name, own.config.smooth) == ("dice", 0.5)
+    other = compose(layered, "layered", "suggesting", ["loss=dice-ce"])
+    assert (other.config.loss.name, other.config.loss.config.smooth) == ("dice-ce", 1.0)
+    assert (other.origins["loss.name"], other.origins["loss.smooth"]) == ("command line", "default")
+    mine = compose(layered, "layered", "suggesting", ["loss=dice-ce", "loss.smooth=2"]).config.loss
+    assert mine.config.smooth == 2.0
+    same = compose(layered, "layered", "suggesting", ["loss=dice"]).config.loss
+    assert same.config.smooth == 0.5
+
+
+def test_loss_equals_loss_name():
+    """``loss=dice`` is short for ``loss.name=dice``; names ignore case and ``_``."""
+    assert composed("loss=dice").config.loss == composed("loss.name=dice").config.loss
+    assert composed("loss=Dice_CE").config.loss.name == "dice-ce"
+
+
+def test_print_config_shows_every_value_with_its_origin(medvid, capsys):
+    """One line a value, no header, nothing on stderr; what is shown can be typed back."""
+    medvid("--model", "unet", "optimizer.lr=1e-4", "--print-config")
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = dict(line.split("#") for line in out.splitlines())
+    shown = {key.strip(): origin.strip() for key, origin in lines.items()}
+    assert shown["optimizer.lr=0.0001"] == "command line"
+    assert shown["clip.frames=4"] == "preset small"
+    assert shown["loss.name=dice-ce"] == "recipe of unet"
+    assert shown["preset=small"] == "default"
+    assert shown["train.max_steps=None"] == "default"
+    assert len(shown) == len(composed().origins)
+    back = [key for key in shown if not key.endswith("None") and not key.startswith("dataset.root")]
+    assert compose(registry(), None, None, back).config == composed("optimizer.lr=1e-4").config
+
+
+def test_without_data_the_phantom_runs_small_and_with_data_full(vtus):
+    """Neither --data nor preset: echo-phantom, preset small. Any data named: preset full."""
+    assert (composed().config.dataset.name, composed().config.preset) == ("echo-phantom", "small")
+    assert composed().origins["preset"] == "default"
+    assert composed(data="echo-phantom").config.preset == "full"
+    assert composed("dataset=echo-phantom").config.preset == "full"
+    assert composed(data=str(vtus())).config.preset == "full"
+    assert composed("preset=tiny").config.preset == "tiny"
+
+
+def test_data_sets_are_recognised_by_their_layout(vtus, tmp_path, monkeypatch):
+    """--data PATH finds its adapter; the path is stored absolute; a name wins where no such path exists."""
+    root = vtus()
+    result = composed(data=str(root))
+    assert (result.config.dataset.name, result.config.data_root) == ("vtus", str(root.resolve()))
+    monkeypatch.chdir(tmp_path)
+    assert composed(data="vtus").config.data_root == str(root.resolve())  # a folder of that name is here
+    assert composed(f"dataset.root={root}").config.dataset.name == "vtus"
+    assert composed("dataset=vtus", data=str(root)).config.dataset.name == "vtus"
+
+
+def test_data_that_cannot_be_used_is_refused_with_what_can(tmp_path):
+    """Missing, empty, unknown layout, empty word: each its own text."""
+    names = ", ".join(spec.name for spec in registry().specs(DatasetSpec))
+    readable = ", ".join(spec.name for spec in registry().specs(DatasetSpec) if spec.can_read)
+    absent = tmp_path / "absent"
+    assert refusal(data=str(absent)) == (
+        f"--data {absent}: there is no such folder or file, and no data set of that name. Data sets by name: {names}."
+    )
+    assert "Did you mean 'echo-phantom'?" in refusal(data="echo-phanton")
+    (tmp_path / "empty").mkdir()
+    assert refusal(data=str(tmp_path / "empty")) == (
+        f"--data {tmp_path / 'empty'} cannot be used. The folder is empty. Layouts that are read: {readable} "
+        "(medvid-run plugins list describes them)."
+    )
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.docx").write_bytes(b"")
+    assert "No data set knows its layout." in refusal(data=str(tmp_path / "odd"))
+    for empty in ("", " "):
+        assert refusal(data=empty) == (
+            "--data is empty. Name a data set, or a folder or file of your own; or leave it out."
+        )
+
+
+def test_a_folder_two_data_sets_can_read_is_not_guessed_at(layered, vtus):
+    """The text names both and what to type."""
+    root = vtus()
+    vtus_spec = next(spec for spec in layered.specs(DatasetSpec) if spec.name == "vtus")
+    import dataclasses
+
+    layered.provided["dataset"].append(Provided("other", "1", dataclasses.replace(vtus_spec, name="twin")))
+    with pytest.raises(ConfigError) as info:
+        compose(layered, "unet", str(root))
+    assert str(info.value) == f"--data {root} can be read as vtus, twin. Say which: dataset=vtus."
+    assert compose(layered, "unet", str(root), ["dataset=twin"]).config.dataset.name == "twin"
+
+
+def test_unknown_keys_are_refused_with_the_close_one(tmp_path):
+    """Wherever they stand."""
+    text = refusal("optimizer.lrr=1")
+    assert text == (
+        "Unknown key 'optimizer.lrr' (value 1, command line). Did you mean 'optimizer.lr'? Known here: "
+        "optimizer.betas, optimizer.clip_norm, optimizer.lr, optimizer.name, optimizer.weight_decay."
+    )
+    file = tmp_path / "mine.yaml"
+    file.write_text("train:\n  epoch: 3\n")
+    text = refusal(file=file)
+    assert text.startswith(f"Unknown key 'train.epoch' (value 3, {file}). Did you mean 'train.epochs'? Known here: ")
+    assert refusal("lr=1").endswith(
+        "Known here: augment, clip, dataset, evaluate, loss, metrics, model, optimizer, preset, schedule, seed, "
+        "split, train."
+    )
+    assert "Unknown key 'loss.class_weights'" in refusal("loss=dice", "loss.class_weights=[1]")
+    assert "Unknown key 'dataset.caeses' (value 3, command line). Did you mean 'dataset.cases'?" in refusal(
+        "dataset.caeses=3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("clip.frames=many", "clip.frames='many' (command line) cannot be used: "),
+        ("clip.frames=3.5", "clip.frames=3.5 (command line) cannot be used: "),
+        ("clip.frames=true", "clip.frames=True (command line) cannot be used: "),
+        ("clip.frames=null", "clip.frames=None (command line) cannot be used: "),
+        ("clip.size=96", "clip.size=96 (command line) cannot be used: "),
+        ("clip.size=[96]", "clip.size=[96] (command line) cannot be used: "),
+        ("clip.size=[96,96,3]", "clip.size=[96, 96, 3] (command line) cannot be used: "),
+        ("optimizer.lr=[1]", "optimizer.lr=[1] (command line) cannot be used: "),
+        ("optimizer.lr=???", "optimizer.lr='???' (command line) cannot be used: write the value itself."),
+        ("model.channels=3", "model.channels=3 (command line) cannot be used: "),
+        ("seed=one", "seed='one' (command line) cannot be used: it must be an integer."),
+        ("seed=true", "seed=True (command line) cannot be used: it must be an integer."),
+        ("seed=1.5", "seed=1.5 (command line) cannot be used: it must be an integer."),
+        ("metrics=null", "metrics=None cannot be used: it must be the name of a metric, or a list of names."),
+        ("metrics=3", "metrics=3 cannot be used: it must be the name of a metric, or a list of names."),
+        ("metrics=[]", "metrics=[] cannot be used: it must be the name of a metric, or a list of names."),
+        ("dataset.root=[a]", "dataset.root=['a'] cannot be used: it must be a path."),
+    ],
+)
+def test_values_of_the_wrong_type_are_named_with_key_and_origin(word, text):
+    assert refusal(word).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("clip.frames=0", "clip.frames=0 cannot be used: it must be at least 1."),
+        ("clip.size=[0,96]", "clip.size=(0, 96) cannot be used: it must be two positive integers."),
+        ("clip.overlap=4", "clip.overlap=4 cannot be used: it must be from 0 to clip.frames - 1."),
+        (
+            "clip.sampling=randm",
+            "clip.sampling='randm' cannot be used: it must be one of random, equispaced, dense, all. "
+            "Did you mean 'random'?",
+        ),
+        ("augment.noise=-1", "augment.noise=-1.0 cannot be used: it must be 0 or more."),
+        ("augment.scale=2", "augment.scale=2.0 cannot be used: it must be from 0 to 1."),
+        ("augment.rotation_deg=181", "augment.rotation_deg=181.0 cannot be used: it must be from 0 to 180."),
+        ("split.val=1", "split.val=1.0 cannot be used: it must be from 0 to below 1."),
+        ("split.seed=-1", "split.seed=-1 cannot be used: it must be 0 or more."),
+        ("optimizer.lr=0", "optimizer.lr=0.0 cannot be used: it must be above 0."),
+        ("optimizer.lr=.nan", "optimizer.lr=nan (command line) cannot be used: it is not a number."),
+        ("loss.smooth=nan", "loss.smooth='nan' (command line) cannot be used: it is not a number."),
+        ("optimizer.lr=.inf", "optimizer.lr=inf cannot be used: it must be above 0."),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas=(0.9, 1.0) cannot be used: it must be from 0 to below 1."),
+        ("train.batch_size=0", "train.batch_size=0 cannot be used: it must be at least 1."),
+        ("train.max_steps=0", "train.max_steps=0 cannot be used: it must be at least 1."),
+        ("train.ema=1", "train.ema=1.0 cannot be used: it must be from 0 to below 1."),
+        ("train.save_every_s=-1", "train.save_every_s=-1.0 cannot be used: it must be 0 or more."),
+        ("evaluate.at=pixel", "evaluate.at='pixel' cannot be used: it must be one of source, model."),
+        ("seed=-1", "seed=-1 cannot be used: it must be from 0 to 2**63 - 1."),
+        ("dataset.cases=0", "echo phantom: cases=0 is out of range; allowed: 1 to 1000000."),
+    ],
+)
+def test_values_out_of_range_are_refused_with_what_is_allowed(word, text):
+    assert refusal(word) == text
+
+
+def test_val_and_test_must_leave_something_to_train_on():
+    assert refusal("split.val=0.5", "split.test=0.5") == (
+        "split.val + split.test=1.0 cannot be used: it must be below 1."
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optimizer.lr=${train.epochs}",
+        "dataset.vendor=${oc.env:HOME}",
+        "metrics=[dice,'${x}']",
+        'train.precision="\\x24{oc.env:HOME}"',  # YAML's escape of the dollar sign
+        'train.epochs="\\u0024{oc.env:HOME}"',
+        "model={channels: ['${x}']}",
+    ],
+)
+def test_interpolations_are_refused_on_the_command_line(word):
+    """However they are written: nothing in a configuration is ever executed."""
+    text = refusal(word)
+    assert "(command line) contains '${': configurations hold values, not expressions. Write the value itself." in text
+
+
+def test_interpolations_are_refused_in_files(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for content in (
+        "optimizer: {lr: '${oc.env:HOME}'}",
+        "metrics: ['${a}']",
+        'dataset: {vendor: "\\x24{oc.env:HOME}"}',
+        "seed: ${seed}",
+        "train: {nested: [{deep: ['x${y}']}]}",
+    ):
+        file.write_text(content)
+        assert f"({file}) contains '${{': configurations hold values, not expressions." in refusal(file=file)
+
+
+def test_files_that_are_no_configuration_are_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    assert refusal(file=file) == f"The configuration file {file} does not exist."
+    for content in (b"a: [", b"\xff\xfe\x00", b"a: !!python/object/apply:os.system ['true']"):
+        file.write_bytes(content)
+        assert refusal(file=file).startswith(f"The configuration file {file} cannot be read as YAML: ")
+    file.write_text("- a\n- b\n")
+    assert refusal(file=file) == f"The configuration file {file} must hold keys and values."
+    assert refusal(file=tmp_path).startswith(f"The configuration file {tmp_path} cannot be read as YAML: ")
+    file.write_text("")
+    assert composed(file=file).config == composed().config
+
+
+def test_words_that_are_no_setting_are_refused():
+    assert refusal("fast") == "'fast' is not of the form key=value, e.g. train.epochs=20."
+    assert refusal("=3") == "'=3' is not of the form key=value, e.g. train.epochs=20."
+    assert refusal("metrics=[dice").startswith("The value of 'metrics=[dice' cannot be read as YAML: ")
+
+
+def test_names_that_do_not_exist():
+    assert refusal(model=None) == "No model is named. Say which with --model NAME; medvid-run plugins list shows them."
+    text = refusal("preset=smal")
+    assert text == "Model 'unet' has no preset 'smal'. Did you mean 'small'? Known: tiny, small, full."
+    assert refusal(model="unnet", error=PluginError).startswith("No model is called 'unnet'. Did you mean 'unet'? ")
+    assert refusal("loss=dise", error=PluginError).startswith("No loss is called 'dise'. Did you mean 'dice'? ")
+
+
+def test_yaml_words_and_numbers():
+    """1e-4 is a number; no and yes stay words where a word is wanted; lists, null and ``=`` in a value work."""
+    assert composed("optimizer.lr=1e-4").config.optimizer.lr == 1e-4
+    assert composed("optimizer.lr=1").config.optimizer.lr == 1.0
+    assert composed("train.precision=no").config.train.precision == "no"
+    assert composed("train.max_steps=null").config.train.max_steps is None
+    assert composed("train.max_steps=").config.train.max_steps is None
+    assert composed("clip.size=[64, 96]").config.clip.size == (64, 96)
+    assert composed("metrics=mae").config.metrics == ("mae",)
+    assert composed("metrics=[mae,dice]").config.metrics == ("mae", "dice")
+    assert composed("dataset={cases: 5, frames: 7}").config.dataset.config.frames == 7
+    assert parse_overrides(["dataset.root=/a=b/c"]) == {"dataset.root": "/a=b/c"}
+
+
+def test_no_and_yes_are_class_names_too(vtus):
+    """A data set whose one class is called ``yes`` must not end up with a class called ``True``."""
+    assert composed("dataset.classes=[yes]", data=str(vtus())).config.dataset.config.classes == ("yes",)
+
+
+def test_config_yaml_reads_back_equal(tmp_path):
+    """A run's ``config.yaml`` is the whole configuration: composing it anew gives the same one."""
+    words = ["train.precision=no", "optimizer.lr=3e-5", "train.max_steps=7", "metrics=[mae,dice]", "loss=dice"]
+    first = composed(*words, "dataset.vendor=borea", "dataset.cases=3").config
+    file = tmp_path / "config.yaml"
+    file.write_text(first.to_yaml())
+    again = compose(registry(), None, None, [], file)
+    assert again.config == first
+    assert set(again.origins.values()) == {str(file)}
+    assert read_config_file(file) == {
+        key: value for key, value in flatten(first.to_dict()).items() if not isinstance(value, dict)
+    }
+
+
+def test_config_of_one_data_set_serves_another(tmp_path, vtus):
+    """--data with a stored configuration: settings of the old data set are left behind, the rest holds."""
+    file = tmp_path / "config.yaml"
+    file.write_text(composed("dataset.cases=3", "train.epochs=3").config.to_yaml())
+    result = composed(file=file, data=str(vtus()))
+    assert (result.config.dataset.name, result.config.train.epochs) == ("vtus", 3)
+
+
+@pytest.mark.parametrize("model", [spec.name for spec in registry().specs(ModelSpec)])
+def test_every_preset_of_every_installed_model_is_valid_and_round_trips(model, tmp_path):
+    spec = registry().find("model", model).spec
+    for preset in spec.presets:
+        first = composed(f"preset={preset}", model=model).config
+        file = tmp_path / f"{preset}.yaml"
+        file.write_text(first.to_yaml())
+        assert compose(registry(), None, None, [], file).config == first
+        for name in first.metrics:
+            assert isinstance(registry().find("metric", name).spec, MetricSpec)
+        assert isinstance(registry().find("loss", first.loss.name).spec, LossSpec)
+
+
+KEYS = sorted({*composed().origins})
+WORDS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["null", "no", "[]", "{}", "[1,[2]]", "{a: 1}", ".inf", ".nan", "1e400", "-0", "0x1F", "1:30"]),
+    st.integers().map(str),
+    st.floats().map(str),
+)
+
+
+@given(st.sampled_from(KEYS), WORDS)
+def test_any_value_of_any_key_is_taken_or_refused_in_words(key, text):
+    """Never a traceback: a value either enters the configuration or is a ConfigError or PluginError."""
+    try:
+        config = composed(f"{key}={text}").config
+    except (ConfigError, PluginError):
+        return
+    for value in flatten(config.to_dict()).values():
+        assert "${" not in str(value)
+        assert not isinstance(value, float) or not math.isnan(value)
+    back = OmegaConf.to_container(OmegaConf.create(config.to_yaml()))
+    assert back == config.to_dict()
+
+
+def test_paths_with_spaces_and_umlauts(tmp_path, vtus):
+    """Clinicians' folders are called so."""
+    root = vtus()
+    odd = tmp_path / "Prüfung – Dr. O'Neil (2024) # 1"
+    root.rename(odd)
+    config = composed(data=str(odd)).config
+    assert config.data_root == str(odd.resolve())
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    assert Path(compose(registry(), None, None, [], file).config.data_root) == odd.resolve()
