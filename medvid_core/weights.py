@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,11 @@ def _read_pickled(path: Path, allowed: _Names) -> Any:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"asks to import {asked[1]}" if asked else "holds more than tensors and plain containers, or is damaged"
         raise CheckpointError(
-            f"{path} holds more than tensors and plain containers, or is damaged, and was not loaded; nothing was "
-            f"executed. PyTorch says: {reason} Save the bare state dict as .safetensors where you trust the file."
+            f"{path} {what}, and was not loaded; nothing was executed. "
+            "Save the bare state dict as .safetensors where you trust the file, and import that."
         ) from error
     except Exception as error:  # damaged files fail in many ways: zip, end of file, key and runtime errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,348 @@
+"""Fixtures computed by the original code, and how far this code is from them.
+
+Each fixture yields rows ``(what, got, wanted, tolerance)``; the tests assert them and ``benchmarks/parity_vivim.py``
+prints them. The folder lies beside the repository; where it is absent nothing can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medvid_core.ops import BACKENDS, SpatioTemporalMixer, selective_scan
+from medvid_core.specs import OutputSpec
+from medvid_vivim.config import StructureLossConfig, VivimConfig
+from medvid_vivim.importer import import_upstream
+from medvid_vivim.losses import build_structure
+from medvid_vivim.network import Vivim, build
+from medvid_vivim.network.mamba import MambaLayer
+from medvid_vivim.network.segformer import PatchEmbedding, SegformerLayer
+
+FOLDER = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "vivim"
+GRADIENT = 1e-4
+"""Largest error of a gradient, of the L2 norm of the tensor."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. `relative` is the L2 norm of the difference over that of the wanted tensor."""
+
+    what: str
+    absolute: float
+    relative: float
+    tolerance: float
+    kind: str = "absolute"
+    gradient: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return (self.absolute if self.kind == "absolute" else self.relative) <= self.tolerance
+
+
+def compare(what: str, got: Tensor, wanted: Tensor, tolerance: float, gradient: bool = False) -> Row:
+    assert got.shape == wanted.shape, f"{what}: {tuple(got.shape)} is not {tuple(wanted.shape)}"
+    difference = got.detach().double() - wanted.double()
+    norm = wanted.double().norm().clamp(min=1e-30)
+    kind = "relative" if gradient else "absolute"
+    return Row(what, difference.abs().max().item(), (difference.norm() / norm).item(), tolerance, kind, gradient)
+
+
+def gradient_rows(named: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[Row]:
+    for name, grad in wanted.items():
+        # the key bias shifts all scores of a query alike: its gradient is rounding noise
+        if not name.endswith("key.bias"):
+            assert named[name].grad is not None, name
+            yield compare(f"grad {name}", named[name].grad, grad, GRADIENT, gradient=True)
+
+
+def read(name: str) -> dict[str, Tensor]:
+    return load_file(FOLDER / f"{name}.safetensors")
+
+
+def read_json(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return loaded
+
+
+def part(data: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in data.items() if key.startswith(prefix)}
+
+
+def stream(name: str, shape: tuple[int, ...], scale: float, offset: float = 0.0) -> Tensor:
+    """The portable number stream of index.json (SplitMix64 seeded with the CRC of the name)."""
+    mask = np.uint64(0xFFFFFFFFFFFFFFFF)
+    count = int(np.prod(shape))
+    with np.errstate(over="ignore"):
+        z = np.uint64(zlib.crc32(name.encode())) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9) & mask
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB) & mask
+        z ^= z >> np.uint64(31)
+    values = (z >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
+    return torch.from_numpy((values * scale + offset).astype(np.float32).reshape(shape))
+
+
+def stream_weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight of the full-size fixture, by the rules of index.json."""
+    last = name.rpartition(".")[2]
+    if last == "num_batches_tracked":
+        return torch.tensor(7)
+    if last in ("A_log", "A_b_log", "A_s_log"):
+        return torch.arange(1, shape[1] + 1).float().log() + stream(name, shape, 0.1)
+    if last in ("D", "D_b", "D_s"):
+        return stream(name, shape, 0.3, 1.0)
+    if last == "running_mean":
+        return stream(name, shape, 0.2)
+    if last == "running_var":
+        return stream(name, shape, 0.3, 1.0)
+    if last == "bias":
+        return stream(name, shape, 1.0, -3.0) if ".dt_proj" in name else stream(name, shape, 0.1)
+    if len(shape) == 1:
+        return stream(name, shape, 0.2, 1.0)
+    return stream(name, shape, float(np.sqrt(3 / np.prod(shape[1:]))))
+
+
+def scan_rows() -> Iterator[Row]:
+    data = read("selective_scan")
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    for backend in BACKENDS:
+        inputs = {name: data[name].clone().requires_grad_() for name in names}
+        y, last = selective_scan(**inputs, delta_softplus=True, return_last_state=True, backend=backend)
+        y.backward(data["grad_y"])
+        yield compare(f"y ({backend})", y, data["y"], 2e-6)
+        yield compare(f"last state ({backend})", last, data["last_state"], 2e-6)
+        for row in gradient_rows(inputs, part(data, "grad.")):
+            yield Row(f"{row.what} ({backend})", row.absolute, row.relative, GRADIENT, "relative", True)
+
+
+def mixer_rows(name: str, d_model: int, frames: int, fixed: int) -> Iterator[Row]:
+    data = read(name)
+    mixer = SpatioTemporalMixer(d_model, frames=fixed)
+    mixer.load_state_dict(part(data, "weights."))
+    tokens = data["input"].clone().requires_grad_()
+    output = mixer(tokens, frames)
+    output.backward(data["grad_output"])
+    yield compare("output", output, data["output"], 2e-6)
+    with torch.no_grad():
+        x, z = mixer.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        interleaved = z.reshape(*z.shape[:2], fixed, -1).transpose(2, 3).flatten(2)
+        orders = ("scan_forward", "scan_backward_flipped_order", "scan_temporal_permuted_order")
+        gates = (z, z.flip(-1), interleaved)
+        for order, gate, y in zip(orders, gates, mixer.scan_orders(x, fixed).unbind(1), strict=True):
+            yield compare(order, y * F.silu(gate), data[order], 2e-6)
+    yield compare("grad input", tokens.grad, data["grad_input"], GRADIENT, gradient=True)
+    yield from gradient_rows(dict(mixer.named_parameters()), part(data, "grad."))
+
+
+def layer_rows(name: str, layer: nn.Module, run: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[Row]:
+    data = read(name)
+    layer.load_state_dict(part(data, "weights."))
+    x = data["input"].clone().requires_grad_()
+    output = run(layer, x)
+    output.backward(data["grad_output"])
+    yield compare("output", output, data["output"], 1e-5)
+    yield compare("output against float64", output, data["output_f64"], 1e-5)
+    if "mlp_output" in data:
+        ffn = layer.get_submodule("mlp")(data["mlp_input"], tuple(data["input"].shape[2:]))
+        yield compare("detail FFN", ffn, data["mlp_output"], 1e-5)
+    yield compare("grad input", x.grad, data["grad_input"], GRADIENT, gradient=True)
+    yield from gradient_rows(dict(layer.named_parameters()), part(data, "grad."))
+
+
+def network(classes: int, **config: Any) -> Vivim:
+    names = tuple(f"class {index}" for index in range(classes))
+    return build(VivimConfig(frames=5, **config), (OutputSpec(name="mask", task="segmentation", classes=names),))
+
+
+def tiny_network(kind: str) -> Vivim:
+    edge = kind == "edge_binary"
+    model = network(
+        1 if edge else 3,
+        depths=(1, 1, 2, 1),
+        widths=(64, 32, 40, 64),
+        decoder_width=48,
+        edge=edge,
+        encoder_drop_path=0.0,
+        decoder_dropout=0.0,
+    )
+    import_upstream(read(f"tiny_{kind}_weights"), model)
+    return model
+
+
+def forward_backward(model: Vivim, x: Tensor, data: Mapping[str, Tensor], atol: float) -> Iterator[Row]:
+    """Logits and edges against `data`, then gradients from its cotangents, summed over both outputs."""
+    outputs = model({"video": x})
+    for ours, theirs in (("mask", "logits"), ("edge", "edge")):
+        if theirs in data:
+            got = outputs[ours].flatten(0, 1)
+            yield compare(theirs, got, data[theirs], atol)
+            if f"{theirs}_f64" in data:
+                yield compare(f"{theirs} against float64", got, data[f"{theirs}_f64"], atol)
+    total = sum(
+        (outputs[ours].flatten(0, 1) * data[grad]).sum()
+        for ours, grad in (("mask", "grad_logits"), ("edge", "grad_edge"))
+        if grad in data
+    )
+    assert isinstance(total, Tensor)
+    total.backward()
+    yield compare("grad input", x.grad, data["grad_input"], GRADIENT, gradient=True)
+
+
+def stage_rows(model: Vivim, x: Tensor, data: Mapping[str, Tensor], atol: float) -> Iterator[Row]:
+    with torch.no_grad():
+        for index, feature in enumerate(model.encoder(x)):
+            if f"stage{index}" in data:
+                got = feature.view(*x.shape[:2], *feature.shape[1:]).transpose(1, 2)
+                yield compare(f"stage {index}", got, data[f"stage{index}"], atol)
+
+
+def norm_rows(model: nn.Module, norms: Mapping[str, float]) -> Iterator[Row]:
+    """L2 norms of parameter gradients, for those the fixture does not hold in full."""
+    worst, where = 0.0, ""
+    parameters = dict(model.named_parameters())
+    assert {name for name in norms if not name.endswith("key.bias")} <= set(parameters)
+    for name, wanted in norms.items():
+        if not name.endswith("key.bias"):
+            gradient = parameters[name].grad
+            assert gradient is not None, name
+            relative = abs(gradient.double().norm().item() - wanted) / wanted
+            worst, where = max((worst, where), (relative, name))
+    yield Row(f"norms of {len(norms)} parameter gradients, worst {where}", worst, worst, GRADIENT, "relative", True)
+
+
+def tiny_rows(kind: str) -> Iterator[Row]:
+    data = read(f"tiny_{kind}_io")
+    model = tiny_network(kind).eval()
+    x = data["input"].clone().requires_grad_()
+    yield from forward_backward(model, x, data, 5e-5)
+    yield from gradient_rows(dict(model.named_parameters()), part(data, "grad."))
+    yield from norm_rows(model, read_json("tiny")[kind]["grad_param_l2"])
+    yield from stage_rows(model, x, data, 5e-5)
+
+
+def tiny_train_rows(kind: str) -> Iterator[Row]:
+    """Training mode (batch statistics), with dropout and drop-path off."""
+    data = read(f"tiny_{kind}_io") | {f"train {k}": v for k, v in read(f"tiny_{kind}_train_nodrop").items()}
+    wanted = part(data, "train ") | {k: data[k] for k in ("grad_logits", "grad_edge") if k in data}
+    model = tiny_network(kind).train()
+    yield from forward_backward(model, data["input"].clone().requires_grad_(), wanted, 5e-5)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        yield compare(name, model.decoder.batch_norm.get_buffer(name), wanted[name], 1e-5)
+
+
+def full_rows() -> Iterator[Row]:
+    """B3 at full size on a small clip, weights from the number stream."""
+    data = read("full_b3_64") | {f"{k}_f64": v for k, v in read("full_b3_64_f64").items()}
+    model = network(1, edge=True).eval()
+    own = model.state_dict()
+    import_upstream({name: stream_weight(name, tuple(x.shape)) for name, x in own.items()}, model)
+    x = stream("full.clip64", (1, 5, 3, 64, 64), 2.0).requires_grad_()
+    yield from stage_rows(model, x, data, 1e-4)
+
+    relu: dict[str, Tensor] = {}
+    model.decoder.batch_norm.register_forward_hook(lambda module, inputs, output: relu.update(into=output))
+    model.decoder.dropout.register_forward_pre_hook(lambda module, inputs: relu.update(out=inputs[0]))
+    outputs = {name: y[0] for name, y in model({"video": x}).items()}
+    total = torch.zeros(())
+    for ours, theirs in (("mask", "logits"), ("edge", "edge")):
+        yield compare(theirs, outputs[ours], data[theirs], 1e-4)
+        yield compare(f"{theirs} against float64", outputs[ours], data[f"{theirs}_f64"], 1e-4)
+        total = total + (outputs[ours] * stream(f"full.grad_{theirs}64", (5, 1, 64, 64), 1.0)).sum()
+
+    parameters = dict(model.named_parameters())
+    tensors = {"": x, **parameters}
+    flipped = gradients_with_relu_decisions(total, tensors, relu["into"], relu["out"], data["grad_input"])
+    yield compare("grad input", flipped.pop(""), data["grad_input"], GRADIENT, gradient=True)
+    for name, gradient in flipped.items():
+        parameters[name].grad = gradient
+    yield from norm_rows(model, read_json("full_b3_64")["grad_l2"])
+
+
+def gradients_with_relu_decisions(
+    total: Tensor, tensors: Mapping[str, Tensor], into: Tensor, out: Tensor, wanted: Tensor
+) -> dict[str, Tensor]:
+    """Gradients as the original's run took them, given that its float32 rounding decided a few ReLUs differently.
+
+    Of the million inputs of the decoder's ReLU about ten lie within rounding of zero. Which side they fall on moves
+    the gradient by up to 7e-4 of its norm (the original in float32 against float64), which is no property of the
+    network. So for these, and no others, the decision that explains `wanted`, the gradient of the first tensor, is
+    found by least squares; it comes out as 0 or 1. What remains is compared strictly, on all tensors.
+    """
+    x, everything = next(iter(tensors.values())), list(tensors.values())
+    value = into.detach().flatten()
+    (cotangent,) = torch.autograd.grad(total, out, retain_graph=True)
+    (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
+    flips, effects = [], []
+    for index in (value.abs() < 2e-5).nonzero().flatten():
+        flip = torch.zeros_like(value)
+        flip[index] = cotangent.flatten()[index] * (-1 if value[index] > 0 else 1)
+        flips.append(flip.view_as(into))
+        effects.append(torch.autograd.grad(into, x, flips[-1], retain_graph=True)[0].flatten())
+    assert len(effects) < 30, "only inputs within rounding of zero may be decided otherwise"
+    rest = (wanted - gradient).flatten()[:, None]
+    decisions = torch.linalg.lstsq(torch.stack(effects, 1).double(), rest.double()).solution.flatten()
+    chosen = [flip * decision for flip, decision in zip(flips, decisions.round().clamp(0, 1).tolist(), strict=True)]
+    corrected = total + (into * torch.stack(chosen).sum(0)).sum()
+    grads = torch.autograd.grad(corrected, everything, allow_unused=True)
+    return {name: torch.zeros_like(t) if g is None else g for (name, t), g in zip(tensors.items(), grads, strict=True)}
+
+
+def loss_rows() -> Iterator[Row]:
+    data, values = read("losses"), read_json("losses")
+    loss = build_structure(
+        StructureLossConfig(frames="all"), (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
+    )
+    for name in ("structure_loss", "structure_loss_soft_target", "structure_loss_empty_mask"):
+        logits = data[f"{name}.in.pred"].clone().requires_grad_()
+        frames = torch.ones(2, 1, dtype=torch.bool)
+        batch = {"mask": data[f"{name}.in.mask"], "frame_real": frames, "mask_labelled": frames}
+        counts, sums = loss.counts(batch), loss({"mask": logits[:, None]}, batch)
+        total = torch.stack([sums[key] / counts[key] for key in sums]).sum()
+        total.backward()
+        yield compare(name, total, torch.tensor(values[name]["value"]), 1e-6)
+        wanted = data[f"{name}.grad.pred"]
+        row = compare(f"grad {name}", logits.grad, wanted, 1e-6, gradient=True)
+        yield row
+
+
+def _segformer(layer: nn.Module, x: Tensor) -> Tensor:
+    output: Tensor = layer(x, 8, 6)
+    return output
+
+
+def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+    output: Tensor = layer(x)[0]
+    return output
+
+
+FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
+    "selective_scan": scan_rows,
+    "mixer, 3 frames": lambda: mixer_rows("mixer_v3_d32_T3_8x8", 32, frames=3, fixed=3),
+    "mixer, 10 frames in 5 chunks": lambda: mixer_rows("mixer_v3_d16_T10_nframes5_4x4", 16, frames=10, fixed=5),
+    "patch_embed": lambda: layer_rows("patch_embed_7_4_3to16", PatchEmbedding(3, 16, 7, 4), _patches),
+    "segformer_layer": lambda: layer_rows("segformer_layer_d32_h2_sr2", SegformerLayer(32, 2, 2), _segformer),
+    "segformer_layer, low variance": lambda: layer_rows(
+        "layer_lowvar_segformer_d32_h2_sr2", SegformerLayer(32, 2, 2), _segformer
+    ),
+    "mamba_layer": lambda: layer_rows("mamba_layer_d32_T5_6x4", MambaLayer(32), lambda layer, x: layer(x)),
+    "mamba_layer, low variance": lambda: layer_rows(
+        "layer_lowvar_mamba_d32", MambaLayer(32), lambda layer, x: layer(x)
+    ),
+    "tiny network, binary with edge": lambda: tiny_rows("edge_binary"),
+    "tiny network, multi-class": lambda: tiny_rows("multiclass"),
+    "tiny network, binary with edge, training": lambda: tiny_train_rows("edge_binary"),
+    "tiny network, multi-class, training": lambda: tiny_train_rows("multiclass"),
+    "full network (B3), 5x64x64": full_rows,
+    "structure loss": loss_rows,
+}

@@ -1,0 +1,174 @@
+"""The structure loss: what counts, and that nothing else does. Values are compared with the original in test_parity."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medvid_core.errors import ConfigError
+from medvid_core.specs import OutputSpec
+from medvid_vivim.config import StructureLossConfig
+from medvid_vivim.losses import build_structure
+
+
+def loss_for(classes, frames="all"):
+    output = OutputSpec(name="mask", task="segmentation", classes=tuple(f"class {k}" for k in range(classes)))
+    return build_structure(StructureLossConfig(frames=frames), (output,))
+
+
+def value(loss, logits, batch):
+    counts, sums = loss.counts(batch), loss({"mask": logits}, batch)
+    assert set(counts) == set(sums)
+    return sum((sums[k] / counts[k] if counts[k] > 0 else sums[k] * 0 for k in sums), torch.zeros(()))
+
+
+def example(clips, frames, classes, size=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(clips, frames, classes, size, size, generator=g)
+    batch = {
+        "mask": torch.randint(0, max(2, classes), (clips, frames, size, size), generator=g),
+        "frame_real": torch.ones(clips, frames, dtype=torch.bool),
+        "mask_labelled": torch.ones(clips, frames, dtype=torch.bool),
+    }
+    return logits, batch
+
+
+def published(logits, mask):
+    """The formula on [M,1,H,W], written as in the paper it comes from, with the cross-entropy's plain mean."""
+    w = 1 + 5 * (F.avg_pool2d(mask, 31, 1, 15) - mask).abs()
+    p = logits.sigmoid()
+    inter, union = (w * p * mask).sum((2, 3)), (w * (p + mask)).sum((2, 3))
+    bce = F.binary_cross_entropy_with_logits(logits, mask)
+    return bce + (1 - (inter + 1) / (union - inter + 1)).mean()
+
+
+def test_is_the_published_formula():
+    logits, batch = example(2, 3, 1, size=40)
+    wanted = published(logits.flatten(0, 1), batch["mask"].flatten(0, 1)[:, None].float())
+    torch.testing.assert_close(value(loss_for(1), logits, batch), wanted)
+
+
+def test_several_classes_are_one_against_rest_on_softmax_probabilities():
+    logits, batch = example(2, 2, 4)
+    wanted = torch.zeros(())
+    probabilities = logits.softmax(2)
+    for k in (1, 2, 3):
+        mask = (batch["mask"] == k).float().flatten(0, 1)[:, None]
+        wanted += published(probabilities[:, :, k : k + 1].logit().flatten(0, 1), mask) / 3
+    torch.testing.assert_close(value(loss_for(4), logits, batch), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frames", "centre"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_centre_frame(frames, centre):
+    logits, batch = example(2, frames, 1)
+    one = {name: x[:, centre : centre + 1] for name, x in batch.items()}
+    wanted = value(loss_for(1), logits[:, centre : centre + 1], one)
+    assert torch.equal(value(loss_for(1, "centre"), logits, batch), wanted)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99), st.booleans())
+def test_padding_changes_nothing(clips, frames, padding, classes, seed, centre):
+    """Frames of padding, whatever they hold, change neither value nor gradient."""
+    loss = loss_for(classes, "centre" if centre else "all")
+    logits, batch = example(clips, frames, classes, seed=seed)
+    logits.requires_grad_()
+    wanted = value(loss, logits, batch)
+    (wanted_grad,) = torch.autograd.grad(wanted, logits)
+
+    junk = torch.full((clips, padding, *logits.shape[2:]), float("nan"))
+    padded = torch.cat([logits.detach(), junk], 1).requires_grad_()
+    more = {
+        "mask": F.pad(batch["mask"], (0, 0, 0, 0, 0, padding), value=1),
+        "frame_real": F.pad(batch["frame_real"], (0, padding)),
+        "mask_labelled": F.pad(batch["mask_labelled"], (0, padding), value=True),
+    }
+    got = value(loss, padded, more)
+    (grad,) = torch.autograd.grad(got, padded)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(grad[:, :frames], wanted_grad)
+    assert not grad[:, frames:].any()
+
+
+def test_unlabelled_frames_change_nothing():
+    logits, batch = example(2, 3, 1)
+    batch["mask_labelled"][0, 1] = False
+    logits.requires_grad_()
+    total = value(loss_for(1), logits, batch)
+    (grad,) = torch.autograd.grad(total, logits)
+    assert not grad[0, 1].any()
+    batch["mask"][0, 1] = 1 - batch["mask"][0, 1]
+    assert torch.equal(value(loss_for(1), logits, batch), total)
+    assert loss_for(1).counts(batch) == {"bce": 5 * 144, "iou": 5}
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_unlabelled_pixels_have_no_weight(classes):
+    logits, batch = example(2, 2, classes)
+    batch["mask"][:, :, :3] = 255
+    batch["mask"][1, 1] = 255
+    loss = loss_for(classes)
+    assert loss.counts(batch) == {"bce": 3 * 9 * 12, "iou": 3}
+    logits.requires_grad_()
+    total = value(loss, logits, batch)
+    (grad,) = torch.autograd.grad(total, logits)
+    assert not grad[:, :, :, :3].any()
+    assert not grad[1, 1].any()
+    other = logits.detach().clone()
+    other[:, :, :, :3] += 100
+    torch.testing.assert_close(value(loss, other, batch), total)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_nothing_labelled_is_zero_and_differentiable(classes):
+    logits, batch = example(2, 2, classes)
+    batch["mask_labelled"][:] = False
+    loss = loss_for(classes)
+    assert loss.counts(batch) == {"bce": 0, "iou": 0}
+    sums = loss({"mask": logits.requires_grad_()}, batch)
+    sum(sums.values()).backward()
+    assert all(part.item() == 0 for part in sums.values())
+    assert not logits.grad.any()
+
+
+def test_sums_and_counts_add_up_over_parts_of_a_batch():
+    logits, batch = example(4, 3, 2)
+    batch["mask_labelled"][0, :2] = False
+    loss = loss_for(2)
+    whole = (loss.counts(batch), loss({"mask": logits}, batch))
+    halves = [(slice(0, 1), slice(1, 4))[i] for i in range(2)]
+    parts = [{name: x[half] for name, x in batch.items()} for half in halves]
+    for name in whole[0]:
+        assert whole[0][name] == sum(loss.counts(part)[name] for part in parts)
+        total = sum(loss({"mask": logits[half]}, part)[name] for half, part in zip(halves, parts, strict=True))
+        torch.testing.assert_close(whole[1][name], total)
+
+
+def test_soft_labels():
+    logits, batch = example(1, 2, 1)
+    batch["mask"] = torch.rand(1, 2, 12, 12)
+    wanted = published(logits.flatten(0, 1), batch["mask"].flatten(0, 1)[:, None])
+    torch.testing.assert_close(value(loss_for(1), logits, batch), wanted)
+
+
+def test_half_precision_logits():
+    logits, batch = example(1, 2, 3)
+    sums = loss_for(3)({"mask": logits.bfloat16()}, batch)
+    assert all(part.dtype == torch.float32 for part in sums.values())
+
+
+def test_frames_setting():
+    """loss.frames='middle' must be 'centre' or 'all'."""
+    with pytest.raises(ConfigError) as error:
+        StructureLossConfig(frames="middle")
+    assert str(error.value) == test_frames_setting.__doc__
+
+
+def test_needs_one_segmentation():
+    """The structure loss needs exactly one segmentation output; there are: none."""
+    with pytest.raises(ConfigError) as error:
+        build_structure(StructureLossConfig(), (OutputSpec(name="ef", task="regression", classes=("EF",)),))
+    assert str(error.value) == test_needs_one_segmentation.__doc__
