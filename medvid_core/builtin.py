@@ -58,7 +58,7 @@ def medvid_datasets() -> list[DatasetSpec]:
             index=f"{module}.echo_phantom:index",
             config="medvid_core.data.phantoms.echo:EchoPhantomConfig",
             card=Card(
-                summary="Beating hearts in ultrasound, drawn on the fly; nothing to download.", code_license="Apache-2.0"
+                summary="Beating hearts in ultrasound, drawn on the fly: nothing to download", code_license="Apache-2.0"
             ),
         ),
         DatasetSpec(
@@ -105,7 +105,7 @@ def medvid_datasets() -> list[DatasetSpec]:
             index=f"{module}.manifest:index",
             config=f"{module}.manifest:ManifestConfig",
             card=Card(
-                summary="A CSV table: file, mask or label, case_id, group_id, split, fps; further columns are metadata.",
+                summary="A CSV table: file, mask or label, case_id, group_id, split, fps; other columns are metadata.",
                 code_license="Apache-2.0",
             ),
         ),

@@ -409,9 +409,8 @@ def _build(config_class: type[C], section: str, values: Mapping[str, tuple[Any, 
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: {reason}.") from error
         plain = typing.cast("dict[str, Any]", OmegaConf.to_container(node))[key]
-        if any(
-            isinstance(item, float) and math.isnan(item) for item in (plain if isinstance(plain, list) else [plain])
-        ):
+        numbers = plain if isinstance(plain, list) else [plain]
+        if any(isinstance(number, float) and math.isnan(number) for number in numbers):
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: it is not a number.")
         arguments[key] = tuple(plain) if isinstance(plain, list) and typing.get_origin(types[key]) is tuple else plain
     return config_class(**arguments)

@@ -44,7 +44,7 @@ def predict(
         CheckpointError: the model cannot be loaded. DataError: nothing to segment, or an unreadable file.
         ConfigError: the overlap does not fit the model's clip length.
     """
-    from medvid_core.report.overlay import case_folder, write_case
+    from medvid_core.report.overlay import safe_name, write_case
 
     front = accelerator()
     model = model_or_run if isinstance(model_or_run, torch.nn.Module) else load_model(model_or_run)
@@ -60,7 +60,7 @@ def predict(
     with progress:
         mine = cases[front.process_index :: front.num_processes]
         for case in progress.track(mine, "predicting"):
-            folder = case_folder(Path(out), case.case_id)
+            folder = Path(out) / safe_name(case.case_id)
             if (folder / "masks").exists():
                 raise DataError(f"{folder} already holds a prediction. Choose another --out.")
             blocks = segment_case(model, info.outputs[0], case, clip, info.clip, steps, WINDOWS, front.device)

@@ -6,12 +6,13 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Run:
         """Append one line to ``metrics.jsonl``."""
         if self.main:
             with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(_plain(values)) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop the result, and log lines later than ``step``: a resumed run writes them anew."""
@@ -79,9 +80,18 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def _plain(value: Any) -> Any:
+    """NaN as null, all the way down: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically."""
-    write_text(path, json.dumps(data, indent=2, default=str) + "\n")
+    """Write JSON atomically; numbers that are not finite become null."""
+    write_text(path, json.dumps(_plain(data), indent=2, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -174,7 +184,7 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def header_lines(record: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
+def header_lines(record: Mapping[str, Any]) -> list[str]:
     """Return the lines shown as a run starts."""
     model, data, hardware = record["model"], record["dataset"], record["hardware"]
     parts = ", ".join(f"{count} {part}" for part, count in data["cases"].items())
@@ -186,5 +196,5 @@ def header_lines(record: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
         f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "
         f"{hardware['threads']} threads, precision {record['precision']}",
         f"output   {record['directory']}",
-        *[f"note     {note}" for note in notes],
+        *[f"note     {note}" for note in record["notes"]],
     ]

@@ -232,9 +232,10 @@ def _write_start(session: Session) -> None:
         },
         metrics={metric.name: session.higher_is_better(metric.name) for metric in session.scorer.metrics},
         origins=session.composed.origins,
+        notes=_notes(session),
         **environment(session.registry, session.accelerator.device, session.accelerator.num_processes),
     )
-    for line in header_lines(run.record, _notes(session)):
+    for line in header_lines(run.record):
         session.progress.say(line)
 
 

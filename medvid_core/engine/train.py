@@ -316,6 +316,8 @@ def _finish(session: Session) -> None:
     baselines = _baselines(session, splits[part])
     session.observers.notify("medvid_evaluated", run=run, step=session.state.step, rows=rows, summary=summary)
     run.update(
+        status="done",
+        finished=now(),
         split=part,
         results=summary,
         baselines=baselines,

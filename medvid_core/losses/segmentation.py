@@ -17,8 +17,8 @@ from medvid_core.specs import OutputSpec
 def labelled_pixels(batch: Batch) -> Tensor:
     """Return bool [B,T,H,W]: pixels that are annotated, in frames that are real and annotated."""
     frames = batch["frame_real"] & batch["mask_labelled"]
-    mask: Tensor = batch["mask"]
-    return (mask != UNLABELLED) & frames[:, :, None, None]
+    labelled: Tensor = (batch["mask"] != UNLABELLED) & frames[:, :, None, None]
+    return labelled
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medvid_core.report.rundata import RunData, as_float
-from medvid_core.report.text import counted, details, duration, esc, facts, section, tag
+from medvid_core.report.text import details, duration, esc, facts, section, tag
 
 _SHOWN = 20
 
@@ -19,13 +19,7 @@ def notices(run: RunData) -> str:
     lines = []
     if record.get("status") in ("failed", "stopped"):
         lines.append(f"The run {record['status']} before its end: what follows is incomplete.")
-    problems = record.get("plugin_problems") or []
-    lines += [f"Plugin problem: {problem}" for problem in problems[:_SHOWN]]
-    skipped = (record.get("dataset") or {}).get("skipped") or {}
-    if skipped:
-        named = [f"{case} ({reason})" for case, reason in list(skipped.items())[:3]]
-        more = "; …" if len(skipped) > 3 else ""
-        lines.append(f"{counted(len(skipped), 'case')} left out: {'; '.join(named)}{more}")
+    lines += [str(note)[:1].upper() + str(note)[1:] for note in (record.get("notes") or [])[:_SHOWN]]
     lines += [f"No overlay of {e.get('case_id')}: {e['problem']}" for e in run.overlays if e.get("problem")]
     return tag("div", "".join(tag("p", esc(line)) for line in lines), class_="notice", role="note") if lines else ""
 

@@ -1,4 +1,4 @@
-"""One spawned process for all checks that need one, as starting it takes seconds."""
+"""Fixtures of the checks: how many threads they use, and a spawned process, as starting it takes seconds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ import pytest
 
 RunElsewhere = Callable[..., Any]
 """``(function, *arguments) -> result``, computed in another process."""
+
+
+@pytest.fixture(scope="session")
+def single_thread() -> Iterator[None]:
+    """Compute on one thread: tiny presets gain nothing from more, and wait for them on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _call(pickled: bytes) -> Any:

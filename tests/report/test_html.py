@@ -90,7 +90,7 @@ def test_full_report(run_files):
     assert page.tags.count("svg") == 4
     assert "frames 0 to 2 of 90 frames; frame rate unknown, shown at 12 frames a second" in words
     assert "lv, predicted" in words
-    assert "case-99 (the mask has value 7)" in words
+    assert "Left out case-99: the mask has value 7" in words
     assert "medvid-run --model toy" in words
     assert len(text) < 1_000_000
     source = next(address for address in page.addresses if address.startswith("data:video"))
@@ -103,7 +103,14 @@ def test_every_text_is_escaped(run_files):
     run_files.rows[0]["case_id"] = run_files.rows[0]["group_id"] = EVIL
     record["dataset"]["classes"][1] = "lv"
     record["dataset"] |= {"name": EVIL, "skipped": {EVIL: EVIL}, "root": EVIL}
-    record |= {"plugin_problems": [EVIL], "command": [EVIL], "preset": EVIL, "origins": {EVIL: EVIL}, "seed": EVIL}
+    record |= {
+        "plugin_problems": [EVIL],
+        "notes": [EVIL],
+        "command": [EVIL],
+        "preset": EVIL,
+        "origins": {EVIL: EVIL},
+        "seed": EVIL,
+    }
     for line in run_files.log:
         line[EVIL] = 1.0
     text, words, _ = report(run_files)

@@ -28,6 +28,8 @@ from medvid_core.testing.samples import (
 from medvid_core.testing.subject import outputs_of, subject_of
 from medvid_core.testing.worker import RunElsewhere
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 FRAMES, SIZE = 4, (32, 32)
 
 

@@ -140,7 +140,6 @@ def test_unlabelled_pixels_do_not_count(under_test: MetricUnderTest) -> None:
     other[:, ::2, ::2] = under_test.wrong(prediction)[:, ::2, ::2]
     left, right = (under_test.row(under_test.certain(p), mask) for p in (prediction, other))
     for name in left:
-        both_undefined = math.isnan(left[name]) and math.isnan(right[name])
-        assert both_undefined or math.isclose(left[name], right[name], rel_tol=1e-12), (
-            f"{name} is {left[name]}, and {right[name]} with another prediction at unlabelled pixels"
-        )
+        undefined = math.isnan(left[name]) and math.isnan(right[name])
+        same = undefined or math.isclose(left[name], right[name], rel_tol=1e-12)
+        assert same, f"{name} is {left[name]}, and {right[name]} with another prediction at unlabelled pixels"
