@@ -35,7 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     config.pluginmanager.register(worker, "medvid-conformance-worker")
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
-        config.args = [str(path) for path in config.stash[SUBJECT].checks()]
+        checks = config.stash[SUBJECT].checks()
+        config.args = [str(subject.CHECKS)]  # the folder, so that tests are called after their file
+        for path in checks:
+            config.addinivalue_line("python_files", str(path))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -22,6 +22,8 @@ from medvid_core.testing.pytest_plugin import SUBJECT
 HEAVY = ("torch", "torchvision", "monai", "timm", "transformers", "av", "cv2")
 """Modules that take seconds to import, so that listing plugins must not."""
 
+CHECKS = Path(__file__).with_name("conformance")
+
 _OUTPUTS = {
     "segmentation": (("foreground",), ("background", "chamber", "wall")),
     "classification": (("normal", "mild", "severe"),),
@@ -67,9 +69,8 @@ class Subject:
 
     def checks(self) -> list[Path]:
         """Return the files of checks for what it offers."""
-        folder = Path(__file__).with_name("conformance")
         offered = [kind for kind in KINDS if self.of_kind(kind)]
-        return [folder / "plugin.py", *(folder / f"{kind}.py" for kind in offered)]
+        return [CHECKS / "plugin.py", *(CHECKS / f"{kind}.py" for kind in offered)]
 
     def describe(self) -> str:
         """Return one line for the head of the test report."""
