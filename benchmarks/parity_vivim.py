@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins" / "vivim"
 
 import golden
 
-
 NOTE = (
     "Full network: of the million inputs of the decoder's ReLU about ten lie within rounding of zero. The original's "
     "float32 run decides four of them differently from float64, which alone moves its gradient by 7.3e-4 of its norm. "
