@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
@@ -123,10 +124,17 @@ def _check_api(module: ModuleType) -> None:
 
 def _check_hooks(module: ModuleType) -> None:
     known = [name for name in vars(hookspecs) if name.startswith("medvid_")]
-    for name in vars(module):
-        marked = name.startswith("medvid_") and hasattr(getattr(module, name), f"{hookspecs.PROJECT}_impl")
+    for name, value in vars(module).items():
+        marked = inspect.isroutine(value) and hasattr(value, f"{hookspecs.PROJECT}_impl")
         if marked and name not in known:
             raise PluginError(f"there is no hook {name!r}.{did_you_mean(name, known)}")
+
+
+def _listed(returned: Any, spec_type: type[Spec]) -> list[Any]:
+    if not isinstance(returned, Iterable):
+        what = "None" if returned is None else f"a {type(returned).__name__}"
+        raise TypeError(f"returned {what}, expected a list of {spec_type.__name__}")
+    return list(returned)
 
 
 def _provide(registry: Registry, module: ModuleType, distribution: str, version: str) -> None:
@@ -136,7 +144,7 @@ def _provide(registry: Registry, module: ModuleType, distribution: str, version:
         if function is None:
             continue
         try:
-            specs = list(function())
+            specs = _listed(function(), spec_type)
             seen = {normalise(p.spec.name) for p in registry.provided[kind] if p.distribution == distribution}
             for spec in specs:
                 if not isinstance(spec, spec_type):
@@ -220,7 +228,7 @@ class Observers:
                 implementation.function(**{name: arguments[name] for name in implementation.argnames})
             except MedvidError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._dropped.add(key)
                 warnings.warn(
                     f"Plugin {key[0]}: the observer {hook} raised {_first_line(error)}; it is not called again.",
