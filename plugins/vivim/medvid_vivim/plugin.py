@@ -19,6 +19,7 @@ _RECIPE = {
     "schedule.unit": "epoch",
     "schedule.final_lr": 1e-6,
     "train.epochs": 200,
+    "clip.sampling": "dense",
     "train.batch_size": 8,
 }
 
@@ -44,9 +45,13 @@ _SMALL = {
     "model.mamba_depths": (1, 1, 1, 1),
     "clip.frames": 4,
     "clip.size": (96, 96),
+    "clip.sampling": "random",
+    "clip.per_case": 4,
     "optimizer.lr": 2e-3,
-    "train.epochs": 20,
+    "schedule.unit": "step",
+    "train.epochs": 6,
     "train.batch_size": 4,
+    "train.evaluate_every": 2,
     "loss.frames": "all",
 }
 
