@@ -66,6 +66,8 @@ class ModelInfo:
             clip: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["clip"].items()}
             values["clip"] = ClipSpec(**clip)
             values["size"] = tuple(values["size"])
+            if not isinstance(values["name"], str) or not isinstance(values["config"], Mapping):
+                raise TypeError("name must be text and config a mapping")
             return ModelInfo(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"The model file's description is incomplete or unknown: {error}.") from error

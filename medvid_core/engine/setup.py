@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from medvid_core.config import Composed
@@ -34,6 +35,9 @@ class Data:
 
 def accelerator(precision: str = "no", unused_parameters: bool = False) -> Accelerator:
     """Return the Accelerate front to the processes at hand: CPU, one GPU, or all that torchrun started."""
+    state = AcceleratorState._shared_state
+    if state and state.get("_mixed_precision") != precision:  # of an earlier run in this process
+        AcceleratorState._reset_state()
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision,
