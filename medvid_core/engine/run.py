@@ -129,10 +129,14 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def command() -> list[str]:
+    """Return the words that started this process."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
 def environment(registry: Registry, device: torch.device, processes: int) -> dict[str, Any]:
     """Return versions, plugins and hardware for the record."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "plugins": registry.distributions,
         "plugin_problems": [str(problem) for problem in registry.problems],

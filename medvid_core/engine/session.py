@@ -19,6 +19,7 @@ from medvid_core.engine import checkpoint
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import (
     Run,
+    command,
     environment,
     fingerprint,
     header_lines,
@@ -231,12 +232,16 @@ def _write_start(session: Session) -> None:
             "fingerprint": fingerprint(data.index),
         },
         metrics={metric.name: session.higher_is_better(metric.name) for metric in session.scorer.metrics},
-        origins=session.composed.origins,
-        notes=_notes(session),
         **environment(session.registry, session.accelerator.device, session.accelerator.num_processes),
+        # a resumed run keeps how it was begun
+        command=run.record.get("command", command()),
+        origins=run.record.get("origins", session.composed.origins),
+        notes=run.record.get("notes", _notes(session)),
     )
     for line in header_lines(run.record):
         session.progress.say(line)
+    if session.state.step:
+        session.progress.say(f"resumes  at step {session.state.step}")
 
 
 def _notes(session: Session) -> list[str]:
@@ -256,6 +261,4 @@ def _notes(session: Session) -> list[str]:
     notes += [f"left out {case}: {reason}" for case, reason in list(skipped.items())[:5]]
     if len(skipped) > 5:
         notes.append(f"… and {len(skipped) - 5} more cases left out, see run.json")
-    if session.state.step:
-        notes.append(f"goes on at step {session.state.step}")
     return notes
