@@ -19,6 +19,7 @@ from medvid_core.config import SECTIONS
 from medvid_core.specs import ModelSpec, Spec, resolve
 
 MARKER = re.compile(r"^<!-- medvid: (\S+)(.*?) -->$", re.MULTILINE)
+_ADDRESS = re.compile(r"https://\S+")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -80,7 +81,7 @@ def key_rows(prefix: str, config_class: type) -> list[tuple[str, str, str, str]]
     rows = []
     for item in dataclasses.fields(config_class):
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
+        kind = item.type.__name__ if type(item.type) is type else str(item.type)  # tuple[int, …] keeps its parts
         kind = kind.replace(" | ", " or ").replace("None", "null").replace(", ...", ", …")
         rows.append((f"`{prefix}.{item.name}`", kind, code(default), about.get(item.name, "")))
     return rows
@@ -108,7 +109,7 @@ def card(kind: str, name: str) -> str:
     """Return where a component comes from, and on what terms."""
     spec = find(kind, name)
     rows = [(item.name.replace("_", " "), getattr(spec.card, item.name)) for item in dataclasses.fields(spec.card)]
-    return table(("", name), [(f"**{label}**", text) for label, text in rows if text])
+    return table(("", name), [(f"**{label}**", _ADDRESS.sub(r"<\g<0>>", text)) for label, text in rows if text])
 
 
 def presets(name: str) -> str:
