@@ -51,6 +51,21 @@ def _module(command: str) -> str:
     return "import_" if command == "import" else command  # a keyword cannot name a module
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; ``key=value`` words may stand anywhere among the options.
+
+    argparse by itself takes them in one place only, and refuses ``evaluate RUN --split all evaluate.at=model``.
+    """
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(words)
+    stray = [word for word in rest if word.startswith("-") or not hasattr(arguments, "settings")]
+    if stray:
+        parser.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:
+        arguments.settings = [*arguments.settings, *rest]
+    return arguments
+
+
 def message_of(error: MedvidError) -> str:
     """Return the error's own text, also where a loading worker wrapped it in its traceback."""
     text = str(error)
@@ -63,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in (*COMMANDS, "-h", "--help", "--version"):
         words.insert(0, "train")
-    arguments = build_parser().parse_args(words or ["--help"])
+    arguments = parse(words or ["--help"])
     try:
         if arguments.strict_plugins:
             from medvid_core import plugins

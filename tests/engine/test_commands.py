@@ -1,0 +1,307 @@
+"""The commands from end to end, and bad input: exit code 2 and a text that names file and remedy."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvid_core import OutputSpec, create_model, load_model, predict, save_model
+
+QUICK = ("--model", "unet", "preset=tiny", "train.max_steps=1", "evaluate.overlays=0")
+
+
+def write_video(path: Path, frames=7, height=52, width=64) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for t in range(frames):
+            picture = np.full((height, width, 3), 20 * t, np.uint8)
+            picture[10:30, 10 + t : 40] = 220
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_frames(folder: Path, frames=5, height=40, width=36) -> Path:
+    folder.mkdir(parents=True)
+    for t in range(frames):
+        Image.fromarray(np.full((height, width), 30 * t, np.uint8)).save(folder / f"{t}.png")
+    return folder
+
+
+def masks(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in sorted((folder / "masks").iterdir())]
+
+
+def test_a_run_leaves_what_it_promises(tiny_run):
+    """The run directory as documented; the report stands alone; the table has a row a test case."""
+    files = {path.relative_to(tiny_run).as_posix() for path in tiny_run.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "cases.csv",
+        "splits.json",
+        "model.safetensors",
+        "report.html",
+        "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors",
+    } <= files
+    assert not [name for name in files if Path(name).name.startswith(".")]
+    record = json.loads((tiny_run / "run.json").read_text())
+    assert record["status"] == "done"
+    assert set(record["baselines"]) == {"untrained", "constant"}
+    splits = json.loads((tiny_run / "splits.json").read_text())
+    rows = list(csv.DictReader((tiny_run / "cases.csv").open()))
+    assert [row["case_id"] for row in rows] == splits["test"]
+    assert list(rows[0])[:4] == ["case_id", "group_id", "frames", "scored_frames"]
+    assert float(rows[0]["dice"]) == pytest.approx((float(rows[0]["dice/lv"]) + float(rows[0]["dice/myocardium"])) / 2)
+    assert "<html" in (tiny_run / "report.html").read_text()[:500]
+    assert json.dumps(record)
+
+
+def test_evaluate_repeats_the_table_of_the_run(medvid, tiny_run, tmp_path, capsys):
+    """The same cases, windows and metrics: the same numbers, and no other file of the run is touched."""
+    medvid("evaluate", tiny_run, "--out", tmp_path / "e")
+    assert (tmp_path / "e" / "cases.csv").read_bytes() == (tiny_run / "cases.csv").read_bytes()
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["results"] == json.loads((tiny_run / "run.json").read_text())["results"]
+    assert f"dice                         {summary['results']['dice']:.4f}\n" in capsys.readouterr().out
+    medvid("evaluate", tiny_run, "--out", tmp_path / "m", "evaluate.at=model", "metrics=dice")
+    rows = list(csv.DictReader((tmp_path / "m" / "cases.csv").open()))
+    assert list(rows[0])[4:] == ["dice", "dice/lv", "dice/myocardium"]
+
+
+def test_a_model_file_alone_is_scored_on_named_data(medvid, refused, tiny_run, tmp_path):
+    """Carried away from its run, a model needs --data, and then gives the same result."""
+    file = tmp_path / "m.safetensors"
+    file.write_bytes((tiny_run / "model.safetensors").read_bytes())
+    assert refused("evaluate", file) == (
+        f"{file} stands without its run, so its data are unknown. Say what to score with --data."
+    )
+    words = ("dataset.cases=7", "dataset.frames=6", "dataset.size=[48,48]")
+    medvid("evaluate", file, "--data", "echo-phantom", *words, "--out", tmp_path / "e")
+    one, other = (list(csv.DictReader((at / "cases.csv").open())) for at in (tmp_path / "e", tiny_run))
+    assert [row["dice"] for row in one] == [row["dice"] for row in other]
+
+
+def test_cases_added_after_training_make_no_training_case_a_test_case(medvid, vtus, tmp_path):
+    """The test cases are those of the run, whatever was added to the folder since."""
+    root = vtus([("Train", name) for name in "bcdefgh"])
+    run = tmp_path / "run"
+    medvid(*QUICK, "--data", root, "--out", run)
+    splits = json.loads((run / "splits.json").read_text())
+    part = "test" if splits["test"] else "val"
+    for new in ("a", "z"):
+        for kind in ("Train", "Train_GT"):
+            write_frames(root / kind / new)
+        for path in (root / "Train_GT" / new).iterdir():
+            Image.fromarray(np.zeros((40, 36), np.uint8)).save(path)
+    for words in ((), ("--data", root)):
+        out = tmp_path / f"e{len(words)}"
+        medvid("evaluate", run, "--split", part, "--out", out, *words)
+        assert [row["case_id"] for row in csv.DictReader((out / "cases.csv").open())] == splits[part]
+
+
+def test_a_folder_of_test_cases_alone_is_scored(medvid, vtus, tmp_path):
+    """An external test set has nothing to train on, and need not."""
+    root = vtus([("Test", "x"), ("Test", "y")])
+    model = create_model("unet", outputs=(OutputSpec(name="mask", task="segmentation", classes=("nodule",)),))
+    save_model(model, tmp_path / "m.safetensors")
+    medvid("evaluate", tmp_path / "m.safetensors", "--data", root, "--out", tmp_path / "e")
+    assert [row["case_id"] for row in csv.DictReader((tmp_path / "e" / "cases.csv").open())] == ["x", "y"]
+
+
+def test_evaluation_on_other_classes_is_refused(refused, tiny_run, vtus):
+    assert refused("evaluate", tiny_run, "--data", vtus(), "--split", "all") == (
+        "The model predicts background, lv, myocardium, the data hold nodule. Evaluate on data with the same classes "
+        "in the same order."
+    )
+
+
+def test_an_empty_part_is_refused(refused, tiny_run, vtus, medvid, tmp_path):
+    root = vtus([("Train", "a"), ("Train", "b"), ("Test", "t")])
+    run = tmp_path / "run"
+    medvid(*QUICK, "--data", root, "split.val=0", "--out", run)
+    assert refused("evaluate", run, "--split", "val") == "The data set has no val cases. Choose another --split."
+
+
+def test_predict_writes_a_mask_for_every_frame_of_a_video(medvid, tiny_run, tmp_path):
+    """Size of the source, values of the classes, one file a frame, an overlay; twice is refused."""
+    video = write_video(tmp_path / "clip one.mp4")
+    medvid("predict", tiny_run, video, "--out", tmp_path / "p", "--overlap", 1)
+    (folder,) = (tmp_path / "p").iterdir()
+    found = masks(folder)
+    assert len(found) == 7
+    assert {mask.shape for mask in found} == {(52, 64)}
+    assert {int(value) for mask in found for value in np.unique(mask)} <= {0, 1, 2}
+    with av.open(str(folder / "overlay.webm")) as overlay:
+        assert sum(1 for _ in overlay.decode(video=0)) == 7
+
+
+def test_predict_does_not_write_over_a_prediction(medvid, refused, tiny_run, tmp_path):
+    frames = write_frames(tmp_path / "case")
+    medvid("predict", tiny_run, frames, "--out", tmp_path / "p", "--no-video")
+    text = refused("predict", tiny_run, frames, "--out", tmp_path / "p", "--no-video")
+    assert text == f"{tmp_path / 'p' / 'case'} already holds a prediction. Choose another --out."
+
+
+def test_predict_on_folders_of_frames_and_videos(medvid, tiny_run, tmp_path):
+    """One folder of frames; a folder that holds videos and folders; a single frame is enough."""
+    medvid("predict", tiny_run, write_frames(tmp_path / "case", 5), "--out", tmp_path / "p", "--no-video")
+    found = masks(tmp_path / "p" / "case")
+    assert [mask.shape for mask in found] == [(40, 36)] * 5
+    assert not [path for path in (tmp_path / "p").rglob("*.webm")]
+    write_frames(tmp_path / "all" / "one", 1)
+    write_frames(tmp_path / "all" / "two", 4)
+    write_video(tmp_path / "all" / "three.avi", 3)
+    medvid("predict", tiny_run, tmp_path / "all", "--out", tmp_path / "q", "--no-video")
+    assert sorted(len(masks(folder)) for folder in (tmp_path / "q").iterdir()) == [1, 3, 4]
+
+
+def test_predict_from_python_agrees_with_the_command(medvid, tiny_run, tmp_path):
+    frames = write_frames(tmp_path / "case")
+    medvid("predict", tiny_run, frames, "--out", tmp_path / "p", "--no-video")
+    (folder,) = predict(load_model(tiny_run), frames, tmp_path / "q", video=False)
+    one, other = masks(tmp_path / "p" / "case"), masks(folder)
+    assert all(np.array_equal(first, second) for first, second in zip(one, other, strict=True))
+
+
+def test_predict_refuses_what_it_cannot_segment(refused, tiny_run, tmp_path):
+    absent = tmp_path / "absent.mp4"
+    assert refused("predict", tiny_run, absent) == f"There is no file or folder {absent} to predict on."
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert refused("predict", tiny_run, empty).startswith(
+        f"{empty} holds no video and no folder of frames to predict on. Endings that are read: .mp4, "
+    )
+    assert refused("predict", tiny_run, tmp_path, "--overlap", 3) == (
+        "overlap=3 cannot be used: it must be from 0 to 2."
+    )
+    assert refused("predict", tmp_path / "absent", tmp_path) == f"There is no file {tmp_path / 'absent'}."
+    broken = tmp_path / "clip.mp4"
+    broken.write_bytes(b"not a video at all")
+    assert refused("predict", tiny_run, broken).startswith(f"The video {broken} cannot be decoded (")
+
+
+# bad data
+
+
+def test_a_missing_and_an_empty_folder(refused, tmp_path):
+    absent = tmp_path / "absent"
+    assert refused(*QUICK, "--data", absent).startswith(
+        f"--data {absent}: there is no such folder or file, and no data set of that name. Data sets by name: "
+    )
+    (tmp_path / "empty").mkdir()
+    assert refused(*QUICK, "--data", tmp_path / "empty").startswith(
+        f"--data {tmp_path / 'empty'} cannot be used. The folder is empty. Layouts that are read: "
+    )
+
+
+def test_masks_that_do_not_match_the_frames(refused, vtus, tmp_path):
+    root = vtus()
+    folder = root / "Train_GT" / "b"
+    (folder / "003.png").rename(folder / "033.png")
+    text = refused(*QUICK, "--data", root, "--out", tmp_path / "run")
+    assert text == (
+        f"{folder}: 1 of 5 masks match none of the 5 frames, first 033.png. Give mask and frame files the same names "
+        "(the ending apart), or remove these masks."
+    )
+    (folder / "033.png").unlink()
+    text = refused(*QUICK, "--data", root, "--out", tmp_path / "run")
+    assert text == (f"{folder}: 1 of 5 frames have no mask, first 003.jpg. Add the masks, or remove the frames.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_jpeg(refused, vtus, tmp_path):
+    root = vtus()
+    for name in "abc":
+        for bad in (root / "Train" / name).iterdir():
+            bad.write_bytes(bad.read_bytes()[:400])
+    text = refused(*QUICK, "--data", root, "--out", tmp_path / "run")
+    assert text.startswith(f"The image {root}/Train/")
+    assert text.endswith("Copy it again from its source, or remove its case from the data.")
+
+
+def test_mask_values_outside_the_classes(refused, vtus, tmp_path):
+    root = vtus()
+    for name in "abc":
+        for path in (root / "Train_GT" / name).iterdir():
+            Image.fromarray(np.full((36, 40), 7, np.uint8)).save(path)
+    text = refused(*QUICK, "--data", root, "--out", tmp_path / "run")
+    head, _, rest = text.partition(" holds the values ")
+    assert head.startswith(f"The mask {root}/Train_GT/")
+    assert rest == (
+        "7, which belong to no class; allowed are 0, 255. Set dataset.mask_values=[…], one value for each class in "
+        "order, or dataset.mask_nonzero=true if every non-zero pixel is the one class."
+    )
+
+
+def test_no_usable_clip(refused, tmp_path):
+    root = tmp_path / "vtus"
+    for kind in ("Train", "Train_GT"):
+        (root / kind / "a").mkdir(parents=True)
+    text = refused(*QUICK, "--data", root, "--out", tmp_path / "run")
+    assert text.startswith(f"No usable clip in {root}. Train/a: the folder holds no images. Expected: ")
+
+
+def test_test_cases_alone_cannot_be_trained_on(refused, vtus, tmp_path):
+    text = refused(*QUICK, "--data", vtus([("Test", "t")]), "--out", tmp_path / "run")
+    assert text == "There is no training case: every case is in val or test."
+
+
+def test_sizes_the_model_cannot_take(refused, tmp_path):
+    assert refused(*QUICK, "clip.size=[40,32]", "--out", tmp_path / "run") == (
+        "clip.size=[40, 32] does not fit model 'unet': height and width must be multiples of 16."
+    )
+    text = refused(*QUICK, "model.channels=[4]", "--out", tmp_path / "run")
+    assert text.startswith("Model 'unet' cannot be built with these settings: ")
+    assert refused(*QUICK, "train.trainable=head", "--out", tmp_path / "run") == (
+        "train.trainable='head': model 'unet' has no such choice. Known: all."
+    )
+    assert refused(*QUICK, "train.batch_size=3", "train.accumulate=2", "--out", tmp_path / "run") == (
+        "train.batch_size=3 cannot be divided among 1 processes with train.accumulate=2: it must be a multiple of 2."
+    )
+
+
+def test_one_case_is_trained_and_scored_on_itself(medvid, vtus, tmp_path):
+    """Too little to learn from, but no crash: what was scored is on record."""
+    run = tmp_path / "run"
+    medvid(*QUICK, "--data", vtus([("Train", "a")], frames=2), "--out", run)
+    assert json.loads((run / "run.json").read_text())["split"] == "train"
+
+
+def test_settings_may_stand_anywhere(medvid, refused, capsys):
+    """Before, between and after the options; the last of a key wins; what is no setting is refused."""
+    medvid("train", "seed=1", "--model", "unet", "seed=2", "--print-config", "train.epochs=3")
+    shown = capsys.readouterr().out
+    assert "seed=2 " in shown
+    assert "train.epochs=3 " in shown
+    assert refused("--model", "unet", "seed=1", "--print-config", "typo") == (
+        "'typo' is not of the form key=value, e.g. train.epochs=20."
+    )
+    for words in (("--model", "unet", "--print-confg"), ("predict", "RUN", "PATH", "seed=1")):
+        assert refused(*words) == f"unrecognized arguments: {words[-1]}"
+
+
+def test_unknown_names_through_a_process_of_its_own(command, tmp_path):
+    """The installed command: exit code 2, one line on stderr, nothing on stdout."""
+    for words, text in (
+        (("--model", "unett"), "No model is called 'unett'. Did you mean 'unet'? Known: "),
+        (("--model", "unet", "train.epoch=3"), "Unknown key 'train.epoch' (value 3, command line). Did you mean "),
+    ):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"medvid-run: error: {text}")
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    script = Path(sys.executable).with_name("medvid-run")
+    if script.exists():
+        done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("medvid-core ")
