@@ -8,6 +8,7 @@ from medvid_core.specs import Card, ClipSpec, DatasetSpec, LossSpec, MetricSpec,
 MEDVID_PLUGIN_API = (1, 0)
 
 _DENSE_TASKS = ("segmentation",)
+_LICENSE = "Apache-2.0"
 
 
 @hookimpl
@@ -122,18 +123,25 @@ def medvid_losses() -> list[LossSpec]:
             tasks=_DENSE_TASKS,
             build=f"{module}:build_cross_entropy",
             config="medvid_core.losses.config:CrossEntropyConfig",
+            card=Card(summary="Pixel-wise cross-entropy.", code_license=_LICENSE),
         ),
         LossSpec(
             name="dice",
             tasks=_DENSE_TASKS,
             build=f"{module}:build_dice",
             config="medvid_core.losses.config:DiceConfig",
+            card=Card(
+                summary="One minus the soft Dice coefficient of each clip and class.",
+                paper="Milletari et al., 3DV 2016",
+                code_license=_LICENSE,
+            ),
         ),
         LossSpec(
             name="dice-ce",
             tasks=_DENSE_TASKS,
             build=f"{module}:build_dice_ce",
             config="medvid_core.losses.config:DiceCEConfig",
+            card=Card(summary="Sum of soft Dice and cross-entropy.", code_license=_LICENSE),
         ),
     ]
 
@@ -143,15 +151,24 @@ def medvid_metrics() -> list[MetricSpec]:
     """Overlap and error per case."""
     module = "medvid_core.metrics.segmentation"
     overlap = {
-        "dice": "Dice",
-        "jaccard": "Jaccard",
-        "precision": "Precision",
-        "recall": "Recall",
-        "specificity": "Specificity",
-        "f-measure": "FMeasure",
+        "dice": ("Dice", "Dice similarity coefficient."),
+        "jaccard": ("Jaccard", "Jaccard index, intersection over union."),
+        "precision": ("Precision", "Share of the predicted pixels that are right."),
+        "recall": ("Recall", "Share of the annotated pixels that are found."),
+        "specificity": ("Specificity", "Share of the background that is left alone."),
+        "f-measure": ("FMeasure", "Weighted mean of precision and recall, beta squared 0.3."),
     }
-    specs = [MetricSpec(name=name, tasks=_DENSE_TASKS, build=f"{module}:{cls}") for name, cls in overlap.items()]
-    return [
-        *specs,
-        MetricSpec(name="mae", tasks=_DENSE_TASKS, build=f"{module}:MeanAbsoluteError", higher_is_better=False),
+    specs = [
+        MetricSpec(
+            name=name, tasks=_DENSE_TASKS, build=f"{module}:{cls}", card=Card(summary=summary, code_license=_LICENSE)
+        )
+        for name, (cls, summary) in overlap.items()
     ]
+    mae = MetricSpec(
+        name="mae",
+        tasks=_DENSE_TASKS,
+        build=f"{module}:MeanAbsoluteError",
+        higher_is_better=False,
+        card=Card(summary="Mean absolute difference of probability and annotation.", code_license=_LICENSE),
+    )
+    return [*specs, mae]
