@@ -25,6 +25,12 @@ _PUBLIC = {
     "ClipSpec": "medvid_core.specs",
     "Card": "medvid_core.specs",
     "hookimpl": "medvid_core.hookspecs",
+    "Case": "medvid_core.data.clip",
+    "Index": "medvid_core.data.clip",
+    "Source": "medvid_core.data.clip",
+    "Loss": "medvid_core.losses.base",
+    "Metric": "medvid_core.metrics.base",
+    "ScoredFrames": "medvid_core.metrics.base",
     "list_models": "medvid_core.models",
     "create_model": "medvid_core.models",
     "load_model": "medvid_core.models",
@@ -51,9 +57,12 @@ if TYPE_CHECKING:
         list_metrics,
         open_dataset,
     )
+    from medvid_core.data.clip import Case, Index, Source
     from medvid_core.engine.predict import predict
     from medvid_core.errors import CheckpointError, ConfigError, DataError, MedvidError, PluginError
     from medvid_core.hookspecs import hookimpl
+    from medvid_core.losses.base import Loss
+    from medvid_core.metrics.base import Metric, ScoredFrames
     from medvid_core.models import (
         config_from_upstream,
         create_model,

@@ -68,7 +68,7 @@ def medvid_datasets() -> list[DatasetSpec]:
             can_read=f"{module}.vtus:can_read",
             index=f"{module}.vtus:index",
             config=f"{module}.vtus:VTUSConfig",
-            defaults={"clip.sampling": "dense"},
+            defaults={"clip.sampling": "dense", "augment.horizontal_flip": 0.5},
             card=Card(
                 summary="Frames and masks: Train/<case>/*.jpg, Train_GT/<case>/*.png, Test/…, Test_GT/….",
                 paper="Yang et al., Vivim, IEEE TCSVT 2025 (thyroid ultrasound, VTUS)",

@@ -307,9 +307,16 @@ class Composed:
 
     def explain(self) -> str:
         """Return every value with its origin, one a line (``--print-config``)."""
-        values = flatten(self.config.to_dict())
-        width = max(len(f"{key}={value}") for key, value in values.items())
-        return "\n".join(f"{f'{key}={value}':<{width}}  # {self.origins[key]}" for key, value in values.items())
+        words = {key: f"{key}={_yaml(value)}" for key, value in flatten(self.config.to_dict()).items()}
+        width = max(map(len, words.values()))
+        return "\n".join(f"{word:<{width}}  # {self.origins[key]}" for key, word in words.items())
+
+
+def _yaml(value: Any) -> str:
+    """A value as the command line takes it back."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_yaml, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _lists(value: Any) -> Any:

@@ -5,12 +5,12 @@ A **sample** is a dict; a batch adds a leading axis B to every tensor:
 | key | value |
 | --- | --- |
 | ``video`` | float [T,C,H,W], normalised as the model's ``ClipSpec`` says |
-| ``frame_real`` | bool [T]; false where a short clip was padded by repeating its last frame |
+| ``frame_real`` | bool [T]; false where a window overhangs the video and repeats its nearest frame |
 | ``mask`` | long [T,H,W], class of each pixel; 255 = unlabelled |
 | ``mask_labelled`` | bool [T]; false where a frame carries no annotation |
 | ``targets`` | dict of name → float or long tensor |
 | ``targets_present`` | dict of name → bool tensor |
-| ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixel coordinates |
+| ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixel coordinates, augmentation apart |
 | ``source_size`` | long [2], height and width of the source in pixels |
 | ``frame_index`` | long [T], index of each frame in the source |
 | ``case_id``, ``group_id`` | str |

@@ -31,7 +31,7 @@ def plan_steps(registry: Registry, needed: Sequence[str], available: Sequence[st
     """Return the preprocessors that together provide the needed streams, in order.
 
     Raises:
-        ConfigError: no installed preprocessor provides a stream, or they depend on one another in a circle.
+        ConfigError: no installed preprocessor provides a stream, several do, or they depend on one another in a circle.
     """
     steps: list[Step] = []
     have = set(available)
@@ -43,6 +43,11 @@ def plan_steps(registry: Registry, needed: Sequence[str], available: Sequence[st
         if not found or stream in asked:
             raise ConfigError(
                 f"The model needs the stream {stream!r}, which the data lack and no installed preprocessor provides."
+            )
+        if len(found) > 1:
+            raise ConfigError(
+                f"The stream {stream!r} is provided by several preprocessors: {', '.join(s.name for s in found)}. "
+                "Uninstall all but one."
             )
         spec = found[0]
         for required in spec.requires:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from medvid_core.config import Composed, OptimizerConfig
@@ -139,7 +140,7 @@ def open_session(
     loss: Loss = resolve(composed.loss.build)(config.loss.config, data.index.outputs)
     metrics = build_metrics(registry, config.metrics, data.index.outputs)
     scorer = Scorer(data.index.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
-    directory = resume or new_directory(out, composed.model.name, composed.dataset.name)
+    directory = resume or _agree_on_directory(front, out, composed)
     run = Run(directory, main=front.is_main_process)
     session = Session(
         composed,
@@ -172,6 +173,26 @@ def _start_from(model: nn.Module, weights: Path) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {weights} do not fit this model: {error}") from error
+
+
+def _agree_on_directory(front: Accelerator, out: Path | None, composed: Composed) -> Path:
+    """Let the main process choose the run directory for all: alone, each would see the others' traces.
+
+    Raises:
+        DataError: on every process, if the directory already holds a run.
+    """
+    answer: list[Path | DataError | None] = [None]
+    if front.is_main_process:
+        try:
+            answer[0] = new_directory(out, composed.model.name, composed.dataset.name)
+        except DataError as error:
+            answer[0] = error
+    if front.num_processes > 1:
+        broadcast_object_list(answer)
+    if isinstance(answer[0], DataError):
+        raise answer[0]
+    assert answer[0] is not None
+    return answer[0]
 
 
 def _load_state(session: Session) -> None:

@@ -8,7 +8,8 @@ class CrossEntropyConfig:
     """Pixel-wise cross-entropy.
 
     Attributes:
-        class_weights: one weight a class; empty for equal weights.
+        class_weights: one weight a class, empty for equal weights; with a single class, the weight of its pixels
+            against the background's.
     """
 
     class_weights: tuple[float, ...] = ()

@@ -20,6 +20,10 @@ _RECIPE = {
     "schedule.final_lr": 1e-6,
     "train.epochs": 200,
     "clip.sampling": "dense",
+    "augment.horizontal_flip": 0.5,
+    "augment.vertical_flip": 0.5,
+    "augment.brightness": 0.5,
+    "augment.contrast": 0.5,
     "train.batch_size": 8,
 }
 
@@ -47,6 +51,10 @@ _SMALL = {
     "clip.size": (96, 96),
     "clip.sampling": "random",
     "clip.per_case": 4,
+    "augment.horizontal_flip": 0.0,
+    "augment.vertical_flip": 0.0,
+    "augment.rotation_deg": 10.0,
+    "augment.scale": 0.1,
     "optimizer.lr": 2e-3,
     "schedule.unit": "step",
     "train.epochs": 6,
@@ -81,6 +89,7 @@ def medvid_models() -> list[ModelSpec]:
                 "temporal": ("encoder.stages.", "decoder.", "out.", "edgeocr_cls_head."),
             },
             keep_fp32=("*.A_log", "*.A_b_log", "*.A_s_log", "*.D", "*.D_b", "*.D_s"),
+            unused_parameters=("edgeocr_cls_head.*",),  # no loss reads the edge branch yet
             shard_units=("SegformerLayer", "MambaLayer"),
             card=Card(
                 summary=(
