@@ -16,17 +16,20 @@ from medvid_core.specs import DatasetSpec, LossSpec, MetricSpec, OutputSpec, res
 
 def list_datasets() -> list[str]:
     """Return the names of all data sets that can be read."""
-    return sorted(spec.name for spec in plugins.registry().specs(DatasetSpec))
+    registry = plugins.registry()
+    return sorted(registry.name_of("dataset", spec) for spec in registry.specs(DatasetSpec))
 
 
 def list_losses() -> list[str]:
     """Return the names of all losses."""
-    return sorted(spec.name for spec in plugins.registry().specs(LossSpec))
+    registry = plugins.registry()
+    return sorted(registry.name_of("loss", spec) for spec in registry.specs(LossSpec))
 
 
 def list_metrics() -> list[str]:
     """Return the names of all metrics."""
-    return sorted(spec.name for spec in plugins.registry().specs(MetricSpec))
+    registry = plugins.registry()
+    return sorted(registry.name_of("metric", spec) for spec in registry.specs(MetricSpec))
 
 
 def open_dataset(name_or_path: str | Path, **config: Any) -> Index:

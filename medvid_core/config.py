@@ -526,8 +526,7 @@ def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tupl
     if data is not None:
         if not data.strip():  # an unset shell variable, most likely: the phantom must not stand in for the user's data
             raise ConfigError("--data is empty. Name a data set, or a folder or file of your own; or leave it out.")
-        names = {normalise(spec.name) for spec in registry.specs(DatasetSpec)}
-        if normalise(data) in names and not Path(data).exists():
+        if normalise(data) in registry.names("dataset") and not Path(data).exists():
             name, root = data, ""
         else:
             root = data
@@ -571,7 +570,8 @@ def compose(
     model_spec = registry.find("model", str(model_name)).spec
     assert isinstance(model_spec, ModelSpec)
     dataset_spec, root = _choose_dataset(registry, data, user)
-    if user.get("dataset.name") not in (None, dataset_spec.name):
+    made_with = user.get("dataset.name")
+    if made_with is not None and registry.find("dataset", str(made_with)).spec is not dataset_spec:
         user.drop("dataset", str(config_file))  # settings of the data set the file was made with
     preset = user.get("preset") or (FULL_PRESET if data or root or user.get("dataset.name") else DEFAULT_PRESET)
 
@@ -585,15 +585,18 @@ def compose(
     loss_name = user.get("loss.name") or loss_of_recipe or "dice-ce"
     loss_spec = registry.find("loss", str(loss_name)).spec
     assert isinstance(loss_spec, LossSpec)
-    if loss_name != loss_of_recipe:  # the recipe's loss settings belong to the loss that the recipe names
+    if (
+        loss_of_recipe is None or registry.find("loss", loss_of_recipe).spec is not loss_spec
+    ):  # the recipe's loss settings belong to the loss that the recipe names
         layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("loss.")}
     layers.values.update(user.values)
     layers.add({"preset": str(preset)}, user.origin("preset"))
-    layers.add({"model.name": model_spec.name}, "--model" if model else user.origin("model.name"))
+    layers.add({"model.name": registry.name_of("model", model_spec)}, "--model" if model else user.origin("model.name"))
     layers.add(
-        {"dataset.name": dataset_spec.name, "dataset.root": root}, "--data" if data else user.origin("dataset.name")
+        {"dataset.name": registry.name_of("dataset", dataset_spec), "dataset.root": root},
+        "--data" if data else user.origin("dataset.name"),
     )
-    layers.add({"loss.name": loss_spec.name}, layers.origin("loss.name"))
+    layers.add({"loss.name": registry.name_of("loss", loss_spec)}, layers.origin("loss.name"))
     return _finish(layers, model_spec, dataset_spec, loss_spec)
 
 
@@ -621,9 +624,9 @@ def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossS
         seed=_integer("seed", layers),
         metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
         data_root=layers.get("dataset.root"),
-        model=Chosen(model.name, built.pop("model")),
-        dataset=Chosen(dataset.name, built.pop("dataset")),
-        loss=Chosen(loss.name, built.pop("loss")),
+        model=Chosen(layers.get("model.name"), built.pop("model")),
+        dataset=Chosen(layers.get("dataset.name"), built.pop("dataset")),
+        loss=Chosen(layers.get("loss.name"), built.pop("loss")),
         **built,
     )
     origins = {key: layers.origin(key) for key in flatten(config.to_dict())}

@@ -75,7 +75,8 @@ class ModelInfo:
 
 def list_models() -> list[str]:
     """Return the names of all installed models."""
-    return sorted(spec.name for spec in plugins.registry().specs(ModelSpec))
+    registry = plugins.registry()
+    return sorted(registry.name_of("model", spec) for spec in registry.specs(ModelSpec))
 
 
 def model_spec(name: str) -> ModelSpec:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from medvid_core import hookspecs
-from medvid_core.errors import MedvidError, PluginError, did_you_mean
+from medvid_core.errors import PluginError, did_you_mean
 from medvid_core.specs import PLUGIN_API, DatasetSpec, LossSpec, MetricSpec, ModelSpec, PreprocessorSpec, Spec
 
 GROUP = "medvid.plugins"
@@ -98,6 +98,15 @@ class Registry:
         lines = [f"No {kind} is called {name!r}.{did_you_mean(wanted, known)} Known: {', '.join(known) or 'none'}."]
         lines += [str(problem) for problem in self.problems]
         raise PluginError("\n".join(lines))
+
+    def names(self, kind: str) -> set[str]:
+        """Return every name that `find` may take, normalised."""
+        return {normalise(name) for p in self.provided[kind] for name in (p.spec.name, p.full_name)}
+
+    def name_of(self, kind: str, spec: Spec) -> str:
+        """Return the name that means this spec and no other: short if unique, else ``distribution/name``."""
+        same = [p for p in self.provided[kind] if normalise(p.spec.name) == normalise(spec.name)]
+        return spec.name if len(same) == 1 else next(p.full_name for p in same if p.spec is spec)
 
     def specs(self, spec_type: type[S]) -> Iterator[S]:
         """Yield every spec of one type, in the order of distributions."""
@@ -226,8 +235,6 @@ class Observers:
                 continue
             try:
                 implementation.function(**{name: arguments[name] for name in implementation.argnames})
-            except MedvidError:
-                raise
             except (Exception, SystemExit) as error:
                 self._dropped.add(key)
                 warnings.warn(

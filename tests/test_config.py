@@ -1,5 +1,6 @@
 """The configuration: who wins, where each value came from, and what is refused with which words."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -412,3 +413,12 @@ def test_paths_with_spaces_and_umlauts(tmp_path, vtus):
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
     assert Path(compose(registry(), None, None, [], file).config.data_root) == odd.resolve()
+
+
+def test_a_name_that_two_plugins_offer_stays_qualified(layered):
+    """``--model distribution/name`` is kept whole in the configuration where the short name means two models."""
+    other = next(entry for entry in layered.provided["model"] if entry.spec.name == "layered")
+    layered.provided["model"].append(Provided("medvid-twin", "2", dataclasses.replace(other.spec)))
+    result = compose(layered, "medvid-twin/layered", "suggesting")
+    assert result.config.model.name == "medvid-twin/layered"
+    assert layered.find("model", result.config.model.name).distribution == "medvid-twin"

@@ -84,7 +84,8 @@ class Session:
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether larger values of a metric are better."""
-        spec = self.registry.find("metric", metric).spec
+        built = [built.name for built in self.scorer.metrics]
+        spec = self.registry.find("metric", self.composed.config.metrics[built.index(metric)]).spec
         assert isinstance(spec, MetricSpec)
         return spec.higher_is_better
 

@@ -106,7 +106,7 @@ def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInf
         )
     if not spec.clip.any_frames and config.clip.frames != spec.clip.frames:
         raise ConfigError(f"clip.frames={config.clip.frames}: model {spec.name!r} takes {spec.clip.frames} frames.")
-    provided = registry.find("model", spec.name)
+    provided = registry.find("model", config.model.name)
     return ModelInfo(
         name=provided.full_name,
         version=provided.version,
