@@ -212,6 +212,7 @@ def _load_state(session: Session) -> None:
             "Restore the data, or start a new run (--weights takes over what was learnt)."
         )
     if not path.exists():
+        run.forget_after(0)
         return  # killed before its first checkpoint: it starts anew, to the same end
     values = checkpoint.load_training(path, session.model, session.optimizer, session.average)
     try:

@@ -120,6 +120,15 @@ def test_a_run_killed_before_its_first_record_starts_anew(medvid, whole, tmp_pat
     assert_same_run(run, whole)
 
 
+def test_a_run_killed_before_its_first_checkpoint_logs_no_step_twice(medvid, whole, tmp_path):
+    """What the first life logged is written anew (checkpoints come every five minutes)."""
+    run = copied(whole, tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log(whole)[:5]))
+    medvid("train", "--resume", run)
+    assert_same_run(run, whole)
+
+
 def test_a_damaged_checkpoint_is_named(refused, whole, tmp_path):
     run = copied(whole, tmp_path)
     path = run / "checkpoints" / "last.safetensors"
