@@ -59,11 +59,19 @@ def random_start(case: Case, clip: ClipConfig, rng: np.random.Generator) -> int:
     return int(rng.choice(starts))
 
 
-def inference_starts(frames: int, clip: ClipConfig) -> list[int]:
-    """Return the first frames of windows that cover the video, ``clip.overlap`` frames shared, at stride 1."""
-    step = clip.frames - clip.overlap
-    last = max(0, frames - clip.frames)
-    return [*range(0, last, step), last]
+def covering_starts(frames: int, clip: ClipConfig, overlap: int = 0) -> list[int]:
+    """Return the first frames, rising, of windows that together hold every frame of a video.
+
+    Args:
+        frames: length of the video.
+        clip: clip length and stride; a stride visits every phase in turn.
+        overlap: frames that neighbouring windows share.
+    """
+    starts = set()
+    for phase in range(min(clip.stride, frames)):
+        last = max(0, len(range(phase, frames, clip.stride)) - clip.frames)
+        starts |= {phase + clip.stride * start for start in (*range(0, last, clip.frames - overlap), last)}
+    return sorted(starts)
 
 
 def training_items(cases: Sequence[Case], clip: ClipConfig) -> list[ClipItem]:
@@ -85,7 +93,7 @@ def training_items(cases: Sequence[Case], clip: ClipConfig) -> list[ClipItem]:
             before = clip.stride * ((clip.frames - 1) // 2)
             starts = [frame - before for frame in range(case.frames) if _supervised(case, frame)]
         else:
-            starts = [*range(0, last, clip.stride * clip.frames), last]
+            starts = [*covering_starts(case.frames, clip)]
         items += [ClipItem(number, start) for start in starts if start is None or _holds_label(case, start, clip)]
     if not items:
         raise DataError(f"No training clip can be cut from the {len(cases)} training cases: no frame is labelled.")

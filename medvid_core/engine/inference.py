@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from medvid_core.config import ClipConfig
 from medvid_core.data.clip import Case, Sample
 from medvid_core.data.loader import collate, load_sample, to_device
 from medvid_core.data.preprocess import Step
-from medvid_core.data.sampling import IntArray, inference_starts, window
+from medvid_core.data.sampling import covering_starts, window
 from medvid_core.errors import ConfigError
 from medvid_core.losses.segmentation import probabilities
 from medvid_core.specs import ClipSpec, OutputSpec
@@ -37,15 +36,6 @@ class FrameBlock:
     probabilities: Tensor
     affine: Tensor
     source_size: tuple[int, int]
-
-
-def _windows(case: Case, clip: ClipConfig) -> list[IntArray]:
-    """Return the frame indices of all windows [T], by first frame; a stride visits every phase in turn."""
-    windows = []
-    for phase in range(min(clip.stride, case.frames)):
-        length = len(range(phase, case.frames, clip.stride))
-        windows += [phase + clip.stride * start for start in inference_starts(length, clip)]
-    return [start + clip.stride * np.arange(clip.frames) for start in sorted(set(windows))]
 
 
 def _weights(frames: int) -> Tensor:
@@ -95,26 +85,26 @@ def segment_case(
     """
     if output.task != "segmentation":
         raise ConfigError(f"Output {output.name!r} is a {output.task}; evaluation and prediction do segmentation.")
-    starts = _windows(case, clip)
+    starts = covering_starts(case.frames, clip, clip.overlap)
     weights = _weights(clip.frames)
     blend = _Blend()
     for first in range(0, len(starts), batch_size):
         chunk = starts[first : first + batch_size]
-        samples = [_read(case, indices, clip, spec, steps) for indices in chunk]
+        samples = [_read(case, start, clip, spec, steps) for start in chunk]
         with torch.inference_mode():
             logits = model(to_device(collate(samples), device))[output.name]
             values = probabilities(logits.float()).cpu()
-        for indices, value in zip(chunk, values, strict=True):
-            for t, frame in enumerate(indices):
+        for start, value in zip(chunk, values, strict=True):
+            for t, frame in enumerate(range(start, start + clip.stride * clip.frames, clip.stride)):
                 if frame < case.frames:
-                    blend.add(int(frame), value[t], float(weights[t]))
+                    blend.add(frame, value[t], float(weights[t]))
         following = starts[first + batch_size :]
-        frames, done = blend.pop_before(int(following[0][0]) if following else case.frames)
+        frames, done = blend.pop_before(following[0] if following else case.frames)
         if done is not None:
             height, width = samples[0]["source_size"].tolist()
             yield FrameBlock(frames, done, samples[0]["affine"], (height, width))
 
 
-def _read(case: Case, wanted: IntArray, clip: ClipConfig, spec: ClipSpec, steps: Sequence[Step]) -> Sample:
-    indices, real = window(int(wanted[0]), case.frames, clip)
+def _read(case: Case, start: int, clip: ClipConfig, spec: ClipSpec, steps: Sequence[Step]) -> Sample:
+    indices, real = window(start, case.frames, clip)
     return load_sample(case, indices, real, clip, spec, steps, masks=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -41,7 +43,8 @@ def predict(
         The folder of each case.
 
     Raises:
-        CheckpointError: the model cannot be loaded. DataError: nothing to segment, or an unreadable file.
+        CheckpointError: the model cannot be loaded. DataError: nothing to segment; or, after all the others are
+            written, the cases that cannot be read, each with its reason.
         ConfigError: the overlap does not fit the model's clip length.
     """
     from medvid_core.report.overlay import safe_name, write_case
@@ -54,17 +57,31 @@ def predict(
     clip = ClipConfig(frames=info.frames, size=info.size, stride=info.stride, overlap=overlap)
     steps = plan_steps(registry(), info.clip.streams)
     model.to(front.device).eval()
-    cases = find_cases(Path(path))
+    cases, failed = find_cases(Path(path))
+    names: list[str] = []
+    for case in cases:
+        names.append(safe_name(case.case_id, names))
     progress = Progress(front.is_main_process)
     folders = []
     with progress:
-        mine = cases[front.process_index :: front.num_processes]
-        for case in progress.track(mine, "predicting"):
-            folder = Path(out) / safe_name(case.case_id)
-            if (folder / "masks").exists():
+        mine = list(zip(cases, names, strict=True))[front.process_index :: front.num_processes]
+        for case, name in progress.track(mine, "predicting"):
+            folder = Path(out) / name
+            if folder.exists():
                 raise DataError(f"{folder} already holds a prediction. Choose another --out.")
             blocks = segment_case(model, info.outputs[0], case, clip, info.clip, steps, WINDOWS, front.device)
-            write_case(blocks, case, folder, info.outputs[0], with_video=video)
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a prediction that was killed
+            try:
+                write_case(blocks, case, unfinished, info.outputs[0], with_video=video)
+            except DataError as error:
+                failed[case.case_id] = str(error)
+                shutil.rmtree(unfinished)
+                continue
+            os.replace(unfinished, folder)
             folders.append(folder)
     progress.say(f"wrote    {len(folders)} case(s) to {out}")
+    if failed:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
+        raise DataError(f"{len(failed)} case(s) could not be read and are left out:\n{reasons}")
     return folders

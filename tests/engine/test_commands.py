@@ -173,6 +173,18 @@ def test_predict_from_python_agrees_with_the_command(medvid, tiny_run, tmp_path)
     assert all(np.array_equal(first, second) for first, second in zip(one, other, strict=True))
 
 
+def test_predict_names_an_unreadable_video_and_writes_the_others(medvid, refused, tiny_run, tmp_path):
+    """A corrupt file costs one case; no half-written prediction is left."""
+    write_frames(tmp_path / "all" / "good", 5)
+    frames = sorted(write_frames(tmp_path / "all" / "torn", 5).iterdir())
+    frames[3].write_bytes(frames[3].read_bytes()[:40])
+    (tmp_path / "all" / "text.mp4").write_text("no video")
+    text = refused("predict", tiny_run, tmp_path / "all", "--out", tmp_path / "p", "--no-video")
+    assert text.startswith("2 case(s) could not be read and are left out:\n  text.mp4: ")
+    assert str(frames[3]) in text
+    assert [folder.name for folder in (tmp_path / "p").iterdir()] == ["good"]
+
+
 def test_predict_refuses_what_it_cannot_segment(refused, tiny_run, tmp_path):
     absent = tmp_path / "absent.mp4"
     assert refused("predict", tiny_run, absent) == f"There is no file or folder {absent} to predict on."
