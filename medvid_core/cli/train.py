@@ -32,7 +32,14 @@ def run(arguments: argparse.Namespace) -> None:
     registry = plugins.registry()
     config_file = arguments.config
     if arguments.resume is not None:
-        if arguments.model or arguments.data or arguments.config or arguments.settings or arguments.out:
+        if (
+            arguments.model
+            or arguments.data
+            or arguments.config
+            or arguments.settings
+            or arguments.out
+            or arguments.weights
+        ):
             raise ConfigError("--resume goes on with the run's own settings; give it alone.")
         config_file = arguments.resume / "config.yaml"
         if not config_file.is_file():

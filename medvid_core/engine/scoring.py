@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from medvid_core.plugins import Registry
 from medvid_core.specs import ClipSpec, MetricSpec, OutputSpec, resolve
 
 CaseRow = dict[str, Any]
+_NO_METRICS = ("case_id", "group_id", "frames", "scored_frames", "problem")
 Progress = Callable[[Sequence[Case]], Iterable[Case]]
 
 
@@ -46,6 +47,12 @@ class Scorer:
     def output(self) -> OutputSpec:
         """The output that is scored."""
         return self.outputs[0]
+
+    def segment(self, model: nn.Module, case: Case) -> Iterator[FrameBlock]:
+        """Yield the class probabilities of a case as they come."""
+        return segment_case(
+            model, self.output, case, self.clip, self.spec, self.steps, self.settings.batch_size, self.device
+        )
 
 
 def build_metrics(registry: Registry, names: Sequence[str], outputs: tuple[OutputSpec, ...]) -> tuple[Metric, ...]:
@@ -94,11 +101,20 @@ def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> Ca
         for metric in scorer.metrics:
             for name, column in metric.per_frame(frames).items():
                 columns.setdefault(name, []).append(column)
-    row: CaseRow = {"case_id": case.case_id, "group_id": case.group_id, "frames": case.frames, "scored_frames": scored}
+    row: CaseRow = {**_identity(case), "scored_frames": scored}
     joined = {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
     for metric in scorer.metrics:
         row |= metric.per_case({name: v for name, v in joined.items() if name.split("/")[0] == metric.name})
     return row
+
+
+def _identity(case: Case) -> CaseRow:
+    return {"case_id": case.case_id, "group_id": case.group_id, "frames": case.frames}
+
+
+def problems(rows: Sequence[CaseRow]) -> list[str]:
+    """Return a line for each case that could not be read."""
+    return [f"left out {row['case_id']}: {row['problem']}" for row in rows if "problem" in row]
 
 
 def score_cases(
@@ -111,31 +127,26 @@ def score_cases(
 ) -> list[CaseRow]:
     """Return one row a case, in the order of ``cases``, on every process.
 
-    Each process scores its share; the rows are gathered and keyed by case id.
+    Each process scores its share; the rows are gathered and keyed by case id. A case that cannot be read has no
+    scored frames, and the reason under ``problem``.
 
     Raises:
-        DataError: no case has an annotated frame.
+        DataError: no case has a readable, annotated frame.
     """
     was_training = model.training
     model.eval()
     mine = []
     for case in progress(cases[rank::processes]):
-        blocks = segment_case(
-            model,
-            scorer.output,
-            case,
-            scorer.clip,
-            scorer.spec,
-            scorer.steps,
-            scorer.settings.batch_size,
-            scorer.device,
-        )
-        mine.append(score_blocks(case, blocks, scorer))
+        try:
+            mine.append(score_blocks(case, scorer.segment(model, case), scorer))
+        except DataError as error:  # a corrupt file costs its case, not the run
+            mine.append({**_identity(case), "scored_frames": 0, "problem": str(error)})
     model.train(was_training)
     rows = {row["case_id"]: row for row in _gather(mine, processes)}
     ordered = [rows[case.case_id] for case in cases]
     if ordered and not any(row["scored_frames"] for row in ordered):
-        raise DataError(f"None of the {len(ordered)} cases to evaluate has an annotated frame.")
+        reason = next((f" First problem: {row['problem']}" for row in ordered if "problem" in row), "")
+        raise DataError(f"None of the {len(ordered)} cases to evaluate has an annotated frame.{reason}")
     return ordered
 
 
@@ -149,9 +160,8 @@ def _gather(rows: list[CaseRow], processes: int) -> list[CaseRow]:
 
 def summarise(rows: Sequence[CaseRow], metrics: Sequence[Metric]) -> dict[str, float]:
     """Return every metric over all rows that have scored frames."""
-    scored = [row for row in rows if row["scored_frames"]]
-    numbers = [{key: value for key, value in row.items() if isinstance(value, float)} for row in scored]
-    return {name: value for metric in metrics for name, value in metric.summarise(numbers).items()}
+    scored = [{k: v for k, v in row.items() if k not in _NO_METRICS} for row in rows if row["scored_frames"]]
+    return {name: value for metric in metrics for name, value in metric.summarise(scored).items()}
 
 
 def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
@@ -165,13 +175,19 @@ def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
 
 
 class ConstantMap(nn.Module):
-    """The best constant predictor: for every pixel, how often each class stood there in the training masks."""
+    """Predicts the same mask for every frame of every video.
 
-    def __init__(self, output: OutputSpec, frequencies: Tensor) -> None:
+    Args:
+        output: the segmentation output.
+        classes: class of each pixel, long [H,W].
+    """
+
+    def __init__(self, output: OutputSpec, classes: Tensor) -> None:
         super().__init__()
         self.output = output
-        values = frequencies.clamp(1e-6, 1 - 1e-6)
-        self.register_buffer("logits", values.logit() if len(values) == 1 else values.log())
+        count = len(output.classes)
+        chosen = [classes == number for number in (range(count) if count > 1 else (1,))]
+        self.register_buffer("logits", torch.stack(chosen).float() * 40 - 20)  # sure, and finite
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the same logits for every frame, [B,T,K,H,W]."""
@@ -180,8 +196,24 @@ class ConstantMap(nn.Module):
         return {self.output.name: logits.expand(b, t, *logits.shape)}
 
 
+def best_threshold(frequency: Tensor) -> float:
+    """Return the t for which the region ``frequency >= t`` has the largest expected Dice with the masks.
+
+    Expected overlap and size are sums of the frequencies [H,W], so Dice is 2 Σ_region f / (|region| + Σ f), taken as
+    the ratio of expectations.
+    """
+    falling = frequency.flatten().sort(descending=True).values
+    sizes = torch.arange(1, len(falling) + 1)
+    dice = 2 * falling.cumsum(0) / (sizes + falling.sum()).clamp(min=1e-12)
+    return float(falling[dice.argmax()])
+
+
 def constant_predictor(cases: Sequence[Case], output: OutputSpec, clip: ClipConfig) -> ConstantMap:
-    """Build the constant predictor from up to eight labelled frames of each training case."""
+    """Build the best constant mask from up to eight labelled frames of each training case.
+
+    A pixel belongs to a class where that stood often enough for the largest expected Dice; where two classes claim it,
+    to the one that exceeds its threshold the most.
+    """
     classes = max(2, len(output.classes))
     total = torch.zeros(classes, *clip.size)
     for case in cases:
@@ -192,8 +224,10 @@ def constant_predictor(cases: Sequence[Case], output: OutputSpec, clip: ClipConf
         masks, _ = read_case_masks(case, frames, image_size(case.streams["video"]))
         small = F.interpolate(torch.from_numpy(masks)[:, None], size=tuple(clip.size), mode="nearest-exact")[:, 0]
         total += torch.stack([(small == number).float().sum(0) for number in range(classes)])
-    frequencies = total / total.sum(0).clamp(min=1)
-    return ConstantMap(output, frequencies[1:] if len(output.classes) == 1 else frequencies)
+    frequencies = (total / total.sum(0).clamp(min=1))[1:]
+    thresholds = torch.tensor([max(best_threshold(frequency), 1e-6) for frequency in frequencies])
+    excess = frequencies / thresholds[:, None, None]
+    return ConstantMap(output, torch.where((excess >= 1).any(0), excess.argmax(0) + 1, 0))
 
 
 def best_and_worst(

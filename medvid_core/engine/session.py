@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from medvid_core.config import Composed, OptimizerConfig
 from medvid_core.data.preprocess import Step, plan_steps
+from medvid_core.data.sampling import ClipItem, RankBatches, steps_per_epoch, training_items
 from medvid_core.engine import checkpoint
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import (
@@ -60,6 +62,8 @@ class Session:
     accelerator: Accelerator
     run: Run
     data: Data
+    items: Sequence[ClipItem]
+    batches: RankBatches
     model: nn.Module
     info: ModelInfo
     average: nn.Module | None
@@ -81,6 +85,18 @@ class Session:
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and kept: the moving average where there is one."""
         return self.network if self.average is None else self.average
+
+    @property
+    def reported(self) -> str:
+        """The part whose cases are scored at the end."""
+        return next(part for part in ("test", "val", "train") if self.data.splits[part])
+
+    def note(self, line: str) -> None:
+        """Say a line once, and keep it in the record."""
+        notes = self.run.record["notes"]
+        if line not in notes:
+            self.progress.say(line)
+            self.run.update(notes=[*notes, line])
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether larger values of a metric are better."""
@@ -125,7 +141,7 @@ def open_session(
 ) -> Session:
     """Build everything the loop needs, and write the first record."""
     config = composed.config
-    front = accelerator(config.train.precision, bool(composed.model.unused_parameters))
+    front = accelerator(config.train.precision)
     check_processes(front.num_processes, expect_processes)
     data = open_data(composed)
     info = model_info(composed, registry, data.index)
@@ -141,31 +157,55 @@ def open_session(
     loss: Loss = resolve(composed.loss.build)(config.loss.config, data.index.outputs)
     metrics = build_metrics(registry, config.metrics, data.index.outputs)
     scorer = Scorer(data.index.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
+    items = training_items(data.splits["train"], config.clip)
+    total = config.train.epochs * steps_per_epoch(len(items), config.train.batch_size)
+    batches = RankBatches(
+        seed=config.seed,
+        items=len(items),
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        rank=front.process_index,
+        processes=front.num_processes,
+        first_step=0,
+        last_step=min(total, config.train.max_steps or total),
+    )
+    # everything that can be refused is refused by now: a retry with the same --out finds no half-made run
     directory = resume or _agree_on_directory(front, out, composed)
     run = Run(directory, main=front.is_main_process)
     session = Session(
-        composed,
-        registry,
-        front,
-        run,
-        data,
-        model,
-        info,
-        average,
-        optimizer,
-        loss,
-        scorer,
-        Observers(registry, enabled=front.is_main_process),
-        Progress(enabled=front.is_main_process),
-        steps,
+        composed=composed,
+        registry=registry,
+        accelerator=front,
+        run=run,
+        data=data,
+        items=items,
+        batches=batches,
+        model=model,
+        info=info,
+        average=average,
+        optimizer=optimizer,
+        loss=loss,
+        scorer=scorer,
+        observers=Observers(registry, enabled=front.is_main_process),
+        progress=Progress(enabled=front.is_main_process),
+        steps=steps,
     )
     if resume is not None:
         _load_state(session)
     _write_start(session)
+    front.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=_has_unused(model, composed.model))
     session.model, session.optimizer = front.prepare(model, optimizer)
+    # prepare() makes the network itself run in mixed precision; only training shall, so that scores are float32 ones
+    front.unwrap_model(session.model, keep_fp32_wrapper=False)
     if session.state.scaler and front.scaler is not None:
         front.scaler.load_state_dict(session.state.scaler)
     return session
+
+
+def _has_unused(model: nn.Module, spec: ModelSpec) -> bool:
+    """Whether any parameter of this very network is declared to receive no gradient; looking for such costs time."""
+    names = [name for name, _ in model.named_parameters()]
+    return any(fnmatch.filter(names, pattern) for pattern in spec.unused_parameters)
 
 
 def _start_from(model: nn.Module, weights: Path) -> None:
@@ -278,8 +318,8 @@ def _notes(session: Session) -> list[str]:
         )
     if not splits["val"]:
         notes.append("no validation cases: the last weights are kept, not the best")
-    if not splits["test"]:
-        notes.append("no test cases: the validation cases are reported")
+    if session.reported != "test":
+        notes.append(f"no test cases: the result is that of the {session.reported} cases, and too good")
     skipped = session.data.index.skipped
     notes += [f"left out {case}: {reason}" for case, reason in list(skipped.items())[:5]]
     if len(skipped) > 5:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 
 from medvid_core.config import Composed
 from medvid_core.data.clip import Case, Index
@@ -33,16 +32,18 @@ class Data:
         return self.index.outputs[0]
 
 
-def accelerator(precision: str = "no", unused_parameters: bool = False) -> Accelerator:
-    """Return the Accelerate front to the processes at hand: CPU, one GPU, or all that torchrun started."""
+def accelerator(precision: str = "no") -> Accelerator:
+    """Return the Accelerate front to the processes at hand: CPU, one GPU, or all that torchrun started.
+
+    Raises:
+        ConfigError: fp16 without a GPU, where Accelerate would quietly train in float32.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision=fp16 needs a GPU. On a CPU use bf16, or no for float32.")
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != precision:  # of an earlier run in this process
         AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
-    )
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
 
 
 def check_processes(found: int, expected: int | None) -> None:

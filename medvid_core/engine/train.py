@@ -10,21 +10,23 @@ import contextlib
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from medvid_core.config import Composed, OptimizerConfig, ScheduleConfig
 from medvid_core.data.clip import Batch, Case
 from medvid_core.data.loader import TrainingClips, default_workers, to_device, training_loader
-from medvid_core.data.sampling import RankBatches, steps_per_epoch, training_items
+from medvid_core.data.sampling import steps_per_epoch
 from medvid_core.engine import checkpoint
 from medvid_core.engine.run import Clock, Run, now, peak_memory_mib
-from medvid_core.engine.scoring import CaseRow, constant_predictor, score_cases, summarise, write_rows
+from medvid_core.engine.scoring import CaseRow, constant_predictor, problems, score_cases, summarise, write_rows
 from medvid_core.engine.session import Session, open_session
 from medvid_core.errors import MedvidError
 from medvid_core.models import MODEL_FILE, build_model, save_model
@@ -99,6 +101,8 @@ def train(
     """
     session = open_session(composed, registry, out, resume, expect_processes, weights)
     run, observers = session.run, session.observers
+    if weights is not None:
+        _save(session)  # a run killed before its first checkpoint shall start anew from these
     observers.notify("medvid_run_started", run=run)
     status = "failed"
     try:
@@ -123,32 +127,20 @@ def train(
 def _loop(session: Session, stop: StopRequest) -> None:
     """Train to the end: step, log, evaluate, save."""
     config, front, state = session.composed.config, session.accelerator, session.state
-    items = training_items(session.data.splits["train"], config.clip)
-    per_epoch = steps_per_epoch(len(items), config.train.batch_size)
-    total = config.train.epochs * per_epoch
-    total = min(total, config.train.max_steps or total)
+    batches = replace(session.batches, first_step=state.step)
+    per_epoch, total = steps_per_epoch(batches.items, batches.batch_size), batches.last_step
     clips = TrainingClips(
         session.data.splits["train"],
-        items,
+        session.items,
         config.clip,
         session.composed.model.clip,
         session.steps,
         config.augment,
         config.seed,
     )
-    batches = RankBatches(
-        config.seed,
-        len(items),
-        config.train.batch_size,
-        config.train.accumulate,
-        front.process_index,
-        front.num_processes,
-        state.step,
-        total,
-    )
     workers = config.train.workers if config.train.workers is not None else default_workers(front.device)
     micro_batches = iter(training_loader(clips, batches, workers, pin=front.device.type == "cuda"))
-    clock, before, saved_at = Clock(), state.seconds, 0.0
+    clock, before, saved_at = Clock(), state.seconds, state.seconds
     session.progress.start_training(total, state.step)
     session.model.train()
     while state.step < total and not _exhausted(session):
@@ -186,7 +178,8 @@ def _step(session: Session, micro_batches: list[Batch], lr: float, stop: bool) -
     """Do one optimiser step; return the loss with its parts, and whether any process was asked to stop.
 
     The loss is ``Σ_part sum / count`` with counts over all processes and micro-batches, so that neither
-    accumulation nor the number of processes changes it.
+    accumulation nor the number of processes changes it. (Batch normalisation, where a network has it, sees one
+    process's micro-batch at a time.)
     """
     front, optimizer, config, state = session.accelerator, session.optimizer, session.composed.config, session.state
     for group in optimizer.param_groups:
@@ -198,7 +191,7 @@ def _step(session: Session, micro_batches: list[Batch], lr: float, stop: bool) -
         last = micro == len(micro_batches) - 1
         with contextlib.nullcontext() if last else front.no_sync(session.model):
             with front.autocast():
-                outputs = session.model(batch)
+                outputs = convert_to_fp32(session.model(batch))
             parts = session.loss(outputs, batch)
             means = {name: part / counts[name].clamp(min=1) for name, part in parts.items()}
             # processes average their gradients, while the counts already span them all
@@ -206,14 +199,18 @@ def _step(session: Session, micro_batches: list[Batch], lr: float, stop: bool) -
         for name, value in means.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
     values = _reduce_parts(front, sums)
-    if not math.isfinite(values["loss"]):
+    limit = config.optimizer.clip_norm or math.inf
+    values["grad_norm"] = float(front.clip_grad_norm_(session.model.parameters(), limit))
+    # a gradient scaler skips steps with overflowing gradients by itself
+    broken = "loss" if not math.isfinite(values["loss"]) else "grad_norm"
+    if not math.isfinite(values[broken]) and (broken == "loss" or front.scaler is None):
+        what = "loss" if broken == "loss" else "norm of the gradient"
+        cases = ", ".join(case for batch in micro_batches for case in batch["case_id"])
         raise MedvidError(
-            f"The loss is {values['loss']} at step {state.step + 1} (cases {', '.join(micro_batches[0]['case_id'])}). "
+            f"The {what} is {values[broken]} at step {state.step + 1} (cases {cases}). "
             f"The last good state is in {session.run.checkpoints}. Lower optimizer.lr, set optimizer.clip_norm=1, "
             "or train in float32 (train.precision=no)."
         )
-    if config.optimizer.clip_norm:
-        values["grad_norm"] = float(front.clip_grad_norm_(session.model.parameters(), config.optimizer.clip_norm))
     optimizer.step()
     optimizer.zero_grad()
     if session.average is not None:
@@ -259,12 +256,15 @@ def _score(
         front.num_processes,
         lambda mine: session.progress.track(mine, what),
     )
+    for line in problems(rows):
+        session.note(line)
     return rows, summarise(rows, session.scorer.metrics)
 
 
 def _evaluate(session: Session) -> None:
     """Score the validation cases and keep the weights if they are the best."""
     state, cases = session.state, session.data.splits["val"]
+    _agree_on_buffers(session.evaluated, session.accelerator)
     if not cases:
         _keep_best(session)
         return
@@ -282,6 +282,13 @@ def _evaluate(session: Session) -> None:
     session.progress.say(
         f"step {state.step}: validation {name} {value:.4f} (best {state.best:.4f} at step {state.best_step})"
     )
+
+
+def _agree_on_buffers(network: nn.Module, front: Accelerator) -> None:
+    """Give every process the buffers of the main one, whose are saved: batch statistics differ between processes."""
+    if front.num_processes > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _keep_best(session: Session) -> None:
@@ -306,12 +313,14 @@ def _finish(session: Session) -> None:
     from medvid_core.report.overlay import write_overlays
 
     run, front, splits = session.run, session.accelerator, session.data.splits
-    part = next(name for name in ("test", "val", "train") if splits[name])
+    part = session.reported
     best = session.run.checkpoints / "best.safetensors"
     front.wait_for_everyone()
     tensors, _ = checkpoint.read(best)
     network = session.network
     network.load_state_dict(tensors)
+    if run.main:
+        save_model(network, run.directory / MODEL_FILE)  # first of all: whatever fails below, the model is there
     rows, summary = _score(session, network, splits[part], f"{part} cases")
     baselines = _baselines(session, splits[part])
     session.observers.notify("medvid_evaluated", run=run, step=session.state.step, rows=rows, summary=summary)
@@ -328,7 +337,6 @@ def _finish(session: Session) -> None:
     if run.main:
         run.log(kind="result", split=part, step=session.state.step, **summary)
         write_rows(run.directory / "cases.csv", rows)
-        save_model(network, run.directory / MODEL_FILE)
         write_overlays(run, network, splits[part], rows, session.scorer, session.progress)
         write_report(run.directory)
         name = session.scorer.metrics[0].name

@@ -19,7 +19,7 @@ from medvid_core.data.clip import Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.readers import read_images
 from medvid_core.data.transforms import to_source
-from medvid_core.engine.inference import FrameBlock, segment_case
+from medvid_core.engine.inference import FrameBlock
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import Run, write_json
 from medvid_core.engine.scoring import CaseRow, Scorer, best_and_worst
@@ -206,18 +206,10 @@ def write_overlays(
         case = by_id[case_id]
         names.append(safe_name(case_id, names))
         entry = {"case_id": case_id, "kind": kind, "metric": metric, "value": values[case_id]}
-        blocks = segment_case(
-            model,
-            scorer.output,
-            case,
-            scorer.clip,
-            scorer.spec,
-            scorer.steps,
-            scorer.settings.batch_size,
-            scorer.device,
-        )
         try:
-            entry |= _write_overlay(blocks, case, directory / names[-1], len(scorer.output.classes))
+            entry |= _write_overlay(
+                scorer.segment(model, case), case, directory / names[-1], len(scorer.output.classes)
+            )
         except (MedvidError, OSError, FFmpegError) as error:
             progress.say(f"overlay of {case_id} left out: {error}")
             entry["problem"] = str(error)
