@@ -194,7 +194,7 @@ def write_overlays(
     """
     metric = scorer.metrics[0].name
     best, worst = best_and_worst(rows, metric, run.record["metrics"][metric], scorer.settings.overlays)
-    by_id, values = {case.case_id: case for case in cases}, {row["case_id"]: row[metric] for row in rows}
+    by_id, values = {case.case_id: case for case in cases}, {row["case_id"]: row.get(metric) for row in rows}
     directory = run.directory / "overlays"
     directory.mkdir(parents=True, exist_ok=True)
     was_training = model.training

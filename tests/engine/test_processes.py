@@ -84,3 +84,24 @@ def test_another_number_of_processes_than_expected_is_refused(tmp_path):
         "torchrun --nproc_per_node 3 -m medvid_core …"
     ) in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_score_the_network_that_is_saved(tmp_path):
+    """Batch statistics differ between processes; validation scores the main one's, which are kept."""
+    words = ("--model", "vivim", *WORDS[2:], "train.batch_size=4", "train.max_steps=2", "evaluate.at=model")
+    done = torchrun(*words, "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "find_unused_parameters" not in done.stderr
+    logged = [line for line in log(tmp_path / "run") if line["kind"] == "evaluation"]
+    best = json.loads((tmp_path / "run" / "run.json").read_text())["best"]
+    check = subprocess.run(
+        [sys.executable, "-m", "medvid_core", "evaluate", str(tmp_path / "run"), "--split", "val", "--out", "val"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{best['value']:.4f}" in check.stdout.splitlines()[0]
+    summary = json.loads((tmp_path / "val" / "summary.json").read_text())["results"]
+    chosen = next(line for line in logged if line["step"] == best["step"])
+    assert chosen["mae"] == pytest.approx(summary["mae"], abs=1e-7)

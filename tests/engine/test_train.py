@@ -248,3 +248,43 @@ def test_starting_from_weights(trained, medvid, tmp_path, refused):
     assert steps(warm, "loss") < steps(plain, "loss")
     text = refused("--model", "unet", *WORDS, "model.channels=[4,4]", "--weights", best, "--out", tmp_path / "x")
     assert text.startswith(f"The weights in {best} do not fit this model: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which fp16 is right")
+def test_fp16_without_a_gpu_is_refused(refused, tmp_path):
+    text = refused("--model", "unet", "preset=tiny", "train.precision=fp16", "--out", tmp_path / "run")
+    assert text == "train.precision=fp16 needs a GPU. On a CPU use bf16, or no for float32."
+
+
+def test_what_is_refused_leaves_no_run_behind(medvid, refused, tmp_path):
+    words = ("--model", "unet", "preset=tiny", "train.max_steps=1", "dataset.cases=4", "--out", tmp_path / "run")
+    assert "train.batch_size=2 cannot be divided" in refused(*words, "train.accumulate=4")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_survive_a_kill_before_the_first_checkpoint(medvid, trained, tmp_path, monkeypatch):
+    """The start is on disk at once, so that a resumed run begins with the same weights."""
+    trained("train.max_steps=2", name="first")
+    words = ("train.max_steps=1", "--weights", tmp_path / "first" / "checkpoints" / "best.safetensors")
+    whole, _ = trained(*words, name="whole")
+
+    def killed(*_):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medvid_core.engine.train._loop", killed)
+        with pytest.raises((OSError, SystemExit)):
+            medvid("--model", "unet", *WORDS, *words, "--out", tmp_path / "begun")
+    medvid("train", "--resume", tmp_path / "begun")
+    log = [json.loads(line) for line in (tmp_path / "begun" / "metrics.jsonl").read_text().splitlines()]
+    assert steps(log, "loss") == steps(whole, "loss")
+
+
+def test_the_constant_baseline_is_the_best_constant_region():
+    """The threshold maximises expected Dice, also where a moving target covers no pixel half of the time."""
+    from medvid_core.engine.scoring import best_threshold
+
+    frequency = torch.zeros(10, 10)
+    frequency[4:6, 2:8] = 0.4  # a target that wanders
+    frequency[0, 0] = 0.01
+    assert best_threshold(frequency) == pytest.approx(0.4)
