@@ -123,7 +123,8 @@ class StructureLossConfig:
     """Structure loss: cross-entropy plus a region-weighted intersection over union.
 
     Attributes:
-        frames: ``centre`` supervises the middle frame of each clip, as the original does; ``all`` every labelled one.
+        frames: ``centre`` supervises the middle frame of each clip, number (T - 1) // 2 counted from zero, as the
+            original does for odd T; ``all`` every labelled one.
     """
 
     frames: str = "centre"

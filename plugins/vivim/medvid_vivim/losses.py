@@ -35,6 +35,7 @@ class StructureLoss:
     With several classes (not in the original): the same on each foreground class against the rest, with the logit
     z_k - log(sum of exp z_j over j != k), whose sigmoid is the softmax probability, averaged over those classes.
 
+    With ``frames: centre`` only the frame a window is about counts, the one at position (T - 1) // 2 (see `_centre`).
     Frames that are padding or without labels are left out; pixels marked 255 have weight 0 and count as background
     in the neighbourhood means.
     """
@@ -68,12 +69,11 @@ class StructureLoss:
         return {"bce": bce.sum() * share, "iou": iou.sum() * share}
 
     def _supervised(self, batch: Mapping[str, Any]) -> Tensor:
-        """Frames that count, bool [B,T]."""
+        """Frames that count, bool [B,T]; of these, with ``frames: centre``, the centre alone."""
         real: Tensor = batch["frame_real"]
         frames: Tensor = real & batch["mask_labelled"]
         if self.centre_only:
-            # the middle one of the real frames: number n // 2 of n, counted from zero
-            frames = frames & (real.cumsum(1) - 1 == real.sum(1, keepdim=True) // 2)
+            frames = frames & _centre(real)
         return frames
 
     def _targets(self, mask: Tensor) -> Tensor:
@@ -90,6 +90,24 @@ class StructureLoss:
             return logits
         rest = [torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1) for k in range(1, self.classes)]
         return logits[:, 1:] - torch.stack(rest, 1)
+
+
+def _centre(real: Tensor) -> Tensor:
+    """Mark the frame each window is about, bool [B,T], given which frames are real.
+
+    This is position (T - 1) // 2, where dense sampling puts the frame it makes the window for, so that each frame of
+    a video is supervised once an epoch even where its window overhangs the video. The original supervises position
+    T // 2 of windows that start (T - 1) // 2 frames before theirs: the same for odd T, and for its T = 5; for even T
+    it supervises the frame after the one the window is about, and we do not follow.
+
+    Where that position is padding (a video shorter than the window), the same rule is applied to the real frames
+    alone.
+    """
+    length = real.shape[1]
+    middle = (length - 1) // 2
+    at_middle = torch.arange(length, device=real.device) == middle
+    among_real = real & (real.cumsum(1) - 1 == (real.sum(1, keepdim=True) - 1) // 2)
+    return torch.where(real[:, middle, None], at_middle, among_real)
 
 
 def _neighbourhood_mean(x: Tensor) -> Tensor:
