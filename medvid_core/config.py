@@ -94,8 +94,9 @@ class AugmentConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "scale", "translate", "brightness", "contrast"):
+        for name in ("horizontal_flip", "vertical_flip", "translate", "brightness", "contrast"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "from 0 to 1")
+        _require(0 <= self.scale < 1, "augment.scale", self.scale, "from 0 to below 1")  # 1 would zoom to nothing
         _require(0 <= self.rotation_deg <= 180, "augment.rotation_deg", self.rotation_deg, "from 0 to 180")
         _require(self.noise >= 0, "augment.noise", self.noise, "0 or more")
 
@@ -506,7 +507,15 @@ def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
             f"--data {root}: there is no such folder or file, and no data set of that name."
             f"{did_you_mean(str(root), names)} Data sets by name: {', '.join(names)}."
         )
-    able = [spec for spec in registry.specs(DatasetSpec) if spec.can_read and resolve(spec.can_read)(root)]
+    able, failed = [], []
+    for entry in registry.provided["dataset"]:
+        spec = entry.spec
+        assert isinstance(spec, DatasetSpec)
+        try:
+            if spec.can_read and resolve(spec.can_read)(root):
+                able.append(spec)
+        except (Exception, SystemExit) as error:  # costs the plugin that raised it, not everyone's --data
+            failed.append(registry.note_problem(entry.distribution, "can_read", error))
     if len(able) == 1:
         return able[0]
     readable = ", ".join(spec.name for spec in registry.specs(DatasetSpec) if spec.can_read)
@@ -514,7 +523,7 @@ def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
         what = "The folder is empty" if root.is_dir() and not any(root.iterdir()) else "No data set knows its layout"
         raise ConfigError(
             f"--data {root} cannot be used. {what}. Layouts that are read: {readable} "
-            "(medvid-run plugins list describes them)."
+            "(medvid-run plugins list describes them)." + "".join(f"\n{problem}" for problem in failed)
         )
     several = ", ".join(spec.name for spec in able)
     raise ConfigError(f"--data {root} can be read as {several}. Say which: dataset={able[0].name}.")
@@ -562,7 +571,15 @@ def compose(
     user = _Layers()
     if config_file is not None:
         user.add(read_config_file(config_file), str(config_file))
-    user.add(parse_overrides(overrides), "command line")
+    words = parse_overrides(overrides)
+    written = user.get("preset")
+    if written is not None and words.get("preset", written) != written:
+        raise ConfigError(
+            f"preset={words['preset']} cannot be laid over {config_file}, which was made with preset {written!r}: the "
+            "values in the file outrank every preset, so that only the name would change. Set the values you mean, or "
+            "leave --config out."
+        )
+    user.add(words, "command line")
     _require(isinstance(user.get("dataset.root"), str | None), "dataset.root", user.get("dataset.root"), "a path")
     model_name = model or user.get("model.name")
     if not model_name:

@@ -19,7 +19,7 @@ import pluggy
 
 from medvid_core import hookspecs
 from medvid_core.errors import PluginError, did_you_mean
-from medvid_core.specs import PLUGIN_API, DatasetSpec, LossSpec, MetricSpec, ModelSpec, PreprocessorSpec, Spec
+from medvid_core.specs import PLUGIN_API, Card, DatasetSpec, LossSpec, MetricSpec, ModelSpec, PreprocessorSpec, Spec
 
 GROUP = "medvid.plugins"
 
@@ -41,7 +41,7 @@ class Problem:
 
     Attributes:
         distribution: the installed distribution the plugin belongs to.
-        stage: ``import``, ``api``, ``register``, ``hooks`` or the name of a provider hook.
+        stage: ``import``, ``api``, ``register``, ``hooks``, the name of a provider hook, or ``can_read``.
         cause: the error in one line.
     """
 
@@ -108,6 +108,13 @@ class Registry:
         same = [p for p in self.provided[kind] if normalise(p.spec.name) == normalise(spec.name)]
         return spec.name if len(same) == 1 else next(p.full_name for p in same if p.spec is spec)
 
+    def note_problem(self, distribution: str, stage: str, error: BaseException) -> Problem:
+        """Enter what went wrong with a plugin, once, and return it."""
+        problem = Problem(distribution, stage, _first_line(error))
+        if problem not in self.problems:
+            self.problems.append(problem)
+        return problem
+
     def specs(self, spec_type: type[S]) -> Iterator[S]:
         """Yield every spec of one type, in the order of distributions."""
         for entries in self.provided.values():
@@ -146,6 +153,17 @@ def _listed(returned: Any, spec_type: type[Spec]) -> list[Any]:
     return list(returned)
 
 
+def _check_fields(spec: Spec) -> None:
+    """Refuse fields of the wrong type that would break a listing, or a look-up, for everyone."""
+    if not isinstance(spec.name, str) or not spec.name:
+        raise TypeError(f"name={spec.name!r} of a {type(spec).__name__}; it must be text")
+    if not isinstance(spec.card, Card):
+        raise TypeError(f"card={spec.card!r} of {spec.name!r}; it must be a Card")
+    tasks = getattr(spec, "tasks", ())
+    if not isinstance(tasks, tuple | list) or not all(isinstance(task, str) for task in tasks):
+        raise TypeError(f"tasks={tasks!r} of {spec.name!r}; it must be a tuple of names")
+
+
 def _provide(registry: Registry, module: ModuleType, distribution: str, version: str) -> None:
     """Call each provider hook of one plugin and keep what it returns."""
     for kind, (hook, spec_type) in KINDS.items():
@@ -158,11 +176,12 @@ def _provide(registry: Registry, module: ModuleType, distribution: str, version:
             for spec in specs:
                 if not isinstance(spec, spec_type):
                     raise TypeError(f"returned a {type(spec).__name__}, expected {spec_type.__name__}")
+                _check_fields(spec)
                 if normalise(spec.name) in seen:
                     raise PluginError(f"offers the {kind} {spec.name!r} twice")
                 seen.add(normalise(spec.name))
         except (Exception, SystemExit) as error:
-            registry.problems.append(Problem(distribution, hook, _first_line(error)))
+            registry.note_problem(distribution, hook, error)
         else:
             registry.provided[kind] += [Provided(distribution, version, spec) for spec in specs]
 
@@ -182,7 +201,7 @@ def _load_one(registry: Registry, entry_point: importlib.metadata.EntryPoint) ->
         stage = "register"
         registry.manager.register(module, name=f"{distribution}:{entry_point.name}")
     except (Exception, SystemExit) as error:
-        registry.problems.append(Problem(distribution, stage, _first_line(error)))
+        registry.note_problem(distribution, stage, error)
         return
     registry.distributions[distribution] = version
     _provide(registry, module, distribution, version)

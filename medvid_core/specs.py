@@ -34,15 +34,18 @@ def resolve(reference: str) -> Any:
     """Import what ``"package.module:attribute"`` names.
 
     Raises:
-        PluginError: if the text is not a reference, or the module or attribute does not exist.
+        PluginError: if the text is not a reference, the module cannot be imported for whatever reason, or the
+            attribute does not exist.
     """
     module_name, separator, attribute = reference.partition(":")
     if not separator or not module_name or not attribute:
         raise PluginError(f"{reference!r} is not a reference of the form 'package.module:attribute'.")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise PluginError(f"Cannot import {reference!r}: {error}.") from error
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"Cannot import {reference!r}: {type(error).__name__}: {error}.") from error
+    try:
+        return getattr(module, attribute)
     except AttributeError as error:
         raise PluginError(f"Module {module_name!r} has no attribute {attribute!r}.") from error
 
@@ -185,7 +188,8 @@ class PreprocessorSpec:
 
     Attributes:
         run: ``(sample: dict, config) -> dict`` with the provided streams added.
-        cached: whether the result is expensive and deterministic, so that it is stored under a content hash.
+        cached: whether the result is expensive and deterministic, so that it may be stored. A declaration only: this
+            version stores nothing, and every step runs anew for each clip.
     """
 
     name: str

@@ -241,7 +241,8 @@ def test_values_of_the_wrong_type_are_named_with_key_and_origin(word, text):
             "Did you mean 'random'?",
         ),
         ("augment.noise=-1", "augment.noise=-1.0 cannot be used: it must be 0 or more."),
-        ("augment.scale=2", "augment.scale=2.0 cannot be used: it must be from 0 to 1."),
+        ("augment.scale=1", "augment.scale=1.0 cannot be used: it must be from 0 to below 1."),
+        ("augment.translate=2", "augment.translate=2.0 cannot be used: it must be from 0 to 1."),
         ("augment.rotation_deg=181", "augment.rotation_deg=181.0 cannot be used: it must be from 0 to 180."),
         ("split.val=1", "split.val=1.0 cannot be used: it must be from 0 to below 1."),
         ("split.seed=-1", "split.seed=-1 cannot be used: it must be 0 or more."),
@@ -422,3 +423,42 @@ def test_a_name_that_two_plugins_offer_stays_qualified(layered):
     result = compose(layered, "medvid-twin/layered", "suggesting")
     assert result.config.model.name == "medvid-twin/layered"
     assert layered.find("model", result.config.model.name).distribution == "medvid-twin"
+
+
+def test_a_preset_cannot_be_laid_over_a_file_made_with_another(tmp_path):
+    """The file's values outrank presets: the run would bear the name of a preset it does not have."""
+    file = tmp_path / "config.yaml"
+    file.write_text(composed("preset=tiny").config.to_yaml())
+    assert refusal("preset=full", model=None, file=file) == (
+        f"preset=full cannot be laid over {file}, which was made with preset 'tiny': the values in the file outrank "
+        "every preset, so that only the name would change. Set the values you mean, or leave --config out."
+    )
+    assert composed("preset=tiny", model=None, file=file).config.preset == "tiny"
+    file.write_text("train: {epochs: 3}\n")
+    assert composed("preset=full", file=file).config.preset == "full"
+
+
+@pytest.mark.parametrize(
+    ("reference", "cause"),
+    [
+        ("no_such_library.data:can_read", "PluginError: Cannot import 'no_such_library.data:can_read': "),
+        ("os:can_read", "PluginError: Module 'os' has no attribute 'can_read'."),
+        ("sys:exit", "SystemExit: "),
+        ("json:loads", "TypeError: "),
+    ],
+)
+def test_a_broken_can_read_costs_its_plugin_alone(layered, vtus, tmp_path, reference, cause):
+    """It is on record as a problem, once, and shown where nothing else reads the folder."""
+    entry = next(entry for entry in layered.provided["dataset"] if entry.spec.name == "vtus")
+    broken = dataclasses.replace(entry.spec, name="broken", can_read=reference)
+    layered.provided["dataset"].insert(0, Provided("acme", "1", broken))
+    root = vtus()
+    for _ in range(2):
+        assert compose(layered, "unet", str(root)).config.dataset.name == "vtus"
+    (problem,) = layered.problems
+    assert (problem.distribution, problem.stage) == ("acme", "can_read")
+    assert problem.cause.startswith(cause)
+    (tmp_path / "odd").mkdir()
+    with pytest.raises(ConfigError) as info:
+        compose(layered, "unet", str(tmp_path / "odd"))
+    assert str(info.value).splitlines()[1].startswith(f"Plugin acme failed at stage 'can_read': {cause}")

@@ -9,7 +9,7 @@ import pytest
 from medvid_core import plugins
 from medvid_core.errors import MedvidError, PluginError
 from medvid_core.plugins import Observers, Problem, load_registry, normalise, require_healthy
-from medvid_core.specs import ModelSpec
+from medvid_core.specs import ModelSpec, resolve
 
 FAULTS = {
     "syntax-error": ("def (", "import", "SyntaxError: invalid syntax (syntax_error.py, line 1)"),
@@ -105,6 +105,21 @@ FAULTS = {
         "medvid_models",
         "PluginError: offers the model 'A_b' twice",
     ),
+    "text-card": (
+        "{head}@hookimpl\ndef medvid_metrics():\n    return [MetricSpec(name='a', tasks=(), build='m:b', card='text')]",
+        "medvid_metrics",
+        "TypeError: card='text' of 'a'; it must be a Card",
+    ),
+    "number-name": (
+        "{head}@hookimpl\ndef medvid_models():\n    return [model(3)]",
+        "medvid_models",
+        "TypeError: name=3 of a ModelSpec; it must be text",
+    ),
+    "text-tasks": (
+        "{head}@hookimpl\ndef medvid_metrics():\n    return [MetricSpec(name='a', tasks='segmentation', build='m:b')]",
+        "medvid_metrics",
+        "TypeError: tasks='segmentation' of 'a'; it must be a tuple of names",
+    ),
 }
 
 
@@ -143,6 +158,29 @@ def test_faulty_plugin_observes_nothing(site, head):
     site.add("watcher", head + "@hookimpl\ndef medvid_run_started(run):\n    raise AssertionError\nsys.exit()")
     registry = site.load()
     Observers(registry).notify("medvid_run_started", run=None)
+
+
+def test_a_plugin_that_fails_to_register_observes_nothing(site, head):
+    """Its sound hooks go with the bad one, whichever comes first."""
+    site.add(
+        "watcher",
+        head + "@hookimpl\ndef medvid_evaluated(run):\n    pass\n"
+        "@hookimpl\ndef medvid_run_started(run, colour):\n    pass\n"
+        "@hookimpl\ndef medvid_step_ended(run):\n    pass\n",
+    )
+    registry = site.load()
+    assert [problem.stage for problem in registry.problems] == ["register"]
+    assert registry.manager.get_plugins() == set()
+    for hook in ("medvid_evaluated", "medvid_run_started", "medvid_step_ended"):
+        assert getattr(registry.manager.hook, hook).get_hookimpls() == []
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "SystemExit", "ImportError"])
+def test_a_part_that_cannot_be_imported_is_a_plugin_error(site, error):
+    """Whatever a heavy module raises as it is imported: the text names the reference and the cause."""
+    site.add("heavy", f"raise {error}('no licence')")
+    with pytest.raises(PluginError, match=f"^Cannot import 'heavy:build': {error}: no licence\\.$"):
+        resolve("heavy:build")
 
 
 def test_the_same_name_in_two_plugins(site, good):
