@@ -11,6 +11,7 @@ from medvid_core.config import build_section, detect_dataset
 from medvid_core.data.clip import Index
 from medvid_core.losses.base import Loss
 from medvid_core.metrics.base import Metric
+from medvid_core.models import check_tasks
 from medvid_core.specs import DatasetSpec, LossSpec, MetricSpec, OutputSpec, resolve
 
 
@@ -48,16 +49,18 @@ def open_dataset(name_or_path: str | Path, **config: Any) -> Index:
 
 
 def create_loss(name: str, outputs: Sequence[OutputSpec], **config: Any) -> Loss:
-    """Build a loss by name. Raises PluginError or ConfigError."""
+    """Build a loss by name. Raises PluginError; or ConfigError for a bad setting, or a task it does not do."""
     spec = plugins.registry().find("loss", name).spec
     assert isinstance(spec, LossSpec)
+    check_tasks(spec, outputs)
     loss: Loss = resolve(spec.build)(build_section(spec.config, "loss", config), tuple(outputs))
     return loss
 
 
 def create_metric(name: str, outputs: Sequence[OutputSpec]) -> Metric:
-    """Build a metric by name. Raises PluginError."""
+    """Build a metric by name. Raises PluginError; or ConfigError for a task it does not do."""
     spec = plugins.registry().find("metric", name).spec
     assert isinstance(spec, MetricSpec)
+    check_tasks(spec, outputs)
     metric: Metric = resolve(spec.build)(tuple(outputs))
     return metric

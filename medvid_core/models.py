@@ -14,7 +14,7 @@ from medvid_core import plugins
 from medvid_core.config import build_section, preset_settings
 from medvid_core.engine import checkpoint
 from medvid_core.errors import CheckpointError, ConfigError, did_you_mean
-from medvid_core.specs import ClipSpec, ModelSpec, OutputSpec, resolve
+from medvid_core.specs import ClipSpec, LossSpec, MetricSpec, ModelSpec, OutputSpec, resolve
 
 if TYPE_CHECKING:
     from medvid_core.weights import ImportReport
@@ -90,14 +90,32 @@ def model_spec(name: str) -> ModelSpec:
     return spec
 
 
-def check_tasks(spec: ModelSpec, outputs: Sequence[OutputSpec]) -> None:
-    """Refuse outputs of a task the model is not made for."""
+def check_tasks(spec: ModelSpec | LossSpec | MetricSpec, outputs: Sequence[OutputSpec]) -> None:
+    """Refuse outputs of a task that the model, loss or metric is not made for.
+
+    Raises:
+        ConfigError: naming the component and the first such output.
+    """
+    kind = {ModelSpec: "model", LossSpec: "loss", MetricSpec: "metric"}[type(spec)]
     for output in outputs:
         if output.task not in spec.tasks:
             raise ConfigError(
-                f"Model {spec.name!r} does {', '.join(spec.tasks)}, and the data ask for {output.task} "
-                f"(output {output.name!r}). Choose another model or data set."
+                f"{kind.capitalize()} {spec.name!r} does {', '.join(spec.tasks)}, and the data ask for {output.task} "
+                f"(output {output.name!r}). Choose another {kind} or data set."
             )
+
+
+def usable_outputs(spec: ModelSpec, outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
+    """Return the outputs whose task the model does, e.g. the masks of data that hold masks and labels.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    usable = tuple(output for output in outputs if output.task in spec.tasks)
+    if not usable:
+        check_tasks(spec, outputs)
+        raise ConfigError("The data name nothing to predict.")
+    return usable
 
 
 def build_model(info: ModelInfo) -> nn.Module:
@@ -119,7 +137,7 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
     Args:
         name: as in `list_models`, or ``distribution/name``.
         outputs: what it shall predict.
-        preset: the model's named partial settings.
+        preset: the model's named partial settings, over those of its recipe.
         config: the model's own settings, over those of the preset.
 
     Returns:
@@ -131,7 +149,7 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
     provided = plugins.registry().find("model", name)
     spec = provided.spec
     assert isinstance(spec, ModelSpec)
-    settings = preset_settings(spec, preset)
+    settings = {**spec.recipe, **preset_settings(spec, preset)}
     own = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
     info = ModelInfo(
         name=provided.full_name,
@@ -141,6 +159,7 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
         clip=spec.clip,
         frames=settings.get("clip.frames", spec.clip.frames),
         size=tuple(settings.get("clip.size", spec.clip.size)),
+        stride=settings.get("clip.stride", 1),
     )
     return build_model(info)
 

@@ -14,6 +14,7 @@ from medvid_core import (
     OutputSpec,
     PluginError,
     config_from_upstream,
+    create_loss,
     create_metric,
     create_model,
     import_weights,
@@ -23,9 +24,11 @@ from medvid_core import (
     list_models,
     load_model,
     open_dataset,
+    plugins,
     save_model,
 )
-from medvid_core.models import ModelInfo, describe
+from medvid_core.models import ModelInfo, check_tasks, describe, model_spec, usable_outputs
+from medvid_core.plugins import Provided
 
 BINARY = OutputSpec(name="mask", task="segmentation", classes=("lesion",))
 MULTI = OutputSpec(name="anatomy", task="segmentation", classes=("background", "lv", "myocardium"))
@@ -141,3 +144,43 @@ def test_data_sets_and_metrics_by_name(vtus, tmp_path):
     with pytest.raises(PluginError) as info:
         create_metric("dise", (BINARY,))
     assert str(info.value).startswith("No metric is called 'dise'. Did you mean 'dice'? Known: ")
+
+
+LABEL = OutputSpec(name="label", task="classification", classes=("benign", "malignant"))
+
+
+def test_losses_and_metrics_refuse_tasks_they_do_not_do():
+    for call, kind, name in ((create_loss, "Loss", "dice"), (create_metric, "Metric", "jaccard")):
+        assert call(name, [BINARY])
+        with pytest.raises(ConfigError) as info:
+            call(name, [BINARY, LABEL])
+        assert str(info.value) == (
+            f"{kind} {name!r} does segmentation, and the data ask for classification (output 'label'). "
+            f"Choose another {kind.lower()} or data set."
+        )
+
+
+def test_the_outputs_a_model_can_use():
+    """Data with masks and labels serve a model of either; data with labels alone do not serve U-Net."""
+    spec = model_spec("unet")
+    assert usable_outputs(spec, (LABEL, BINARY)) == (BINARY,)
+    for none in ((LABEL,), ()):
+        with pytest.raises(ConfigError):
+            usable_outputs(spec, none)
+    check_tasks(spec, [BINARY])
+
+
+def test_clip_settings_come_from_the_recipe_and_then_the_preset(monkeypatch):
+    """As in training: frames, size and stride; the model's own settings as well."""
+    recipe = {"clip.stride": 3, "clip.frames": 7, "clip.size": [64, 48], "model.dropout": 0.25, "train.epochs": 2}
+    spec = dataclasses.replace(
+        model_spec("unet"), name="recipe-net", recipe=recipe, presets={"full": {}, "long": {"clip.frames": 9}}
+    )
+    registry = plugins.registry()
+    monkeypatch.setitem(registry.provided, "model", [*registry.provided["model"], Provided("acme", "1", spec)])
+    full, long = (
+        describe(create_model("recipe-net", outputs=(BINARY,), preset=name, channels=(4, 4, 4)))
+        for name in ("full", "long")
+    )
+    assert (full.stride, full.frames, full.size, full.config["dropout"]) == (3, 7, (64, 48), 0.25)
+    assert (long.stride, long.frames) == (3, 9)

@@ -90,8 +90,8 @@ class Metric:
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, float]:
         """Return the metric over all cases."""
-        names = [name for name in (rows[0] if rows else {}) if name.split("/")[0] == self.name]
-        return {name: mean([row[name] for row in rows]) for name in names}
+        names = dict.fromkeys(name for row in rows for name in row if name.split("/")[0] == self.name)
+        return {name: mean([row.get(name, math.nan) for row in rows]) for name in names}
 
 
 def mean(values: Sequence[float] | npt.NDArray[np.float64]) -> float:

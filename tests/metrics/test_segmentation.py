@@ -160,3 +160,11 @@ def test_a_summary_takes_its_own_columns_only():
         "dice": 0.5,
         "dice/lv": 0.25,
     }
+
+
+def test_a_summary_covers_parts_that_only_some_cases_have():
+    """A part that the first case lacks is not lost, and one that a later case lacks is no error."""
+    rows = [{"dice": 0.5, "dice/lv": 0.5}, {"dice": 1.0, "dice/wall": 0.25, "other": 1.0}]
+    metric = create_metric("dice", [BINARY])
+    assert metric.summarise(rows) == {"dice": 0.75, "dice/lv": 0.5, "dice/wall": 0.25}
+    assert metric.summarise([]) == {}
