@@ -10,9 +10,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``evaluate``."""
     parser.add_argument("run_or_file", metavar="RUN|FILE", type=Path, help="a run directory or a model file")
     parser.add_argument("--data", metavar="NAME|PATH", help="a data set by name, or a folder or file of your own")
-    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
+    parser.add_argument(
+        "--split",
+        choices=["train", "val", "test", "all"],
+        help="which cases (default: test for the data of the run, or data that say which cases are for testing; "
+        "else all)",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: beside the model)")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings, e.g. evaluate.at=model")
+    parser.add_argument(
+        "settings",
+        metavar="key=value",
+        nargs="*",
+        help="evaluate.…, metrics, clip.overlap, dataset.…, split.…; e.g. evaluate.at=model",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

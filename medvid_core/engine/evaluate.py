@@ -5,37 +5,64 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from medvid_core.config import Composed, compose, read_config_file
+from medvid_core.config import Composed, compose, parse_overrides, read_config_file
+from medvid_core.data.clip import Case
 from medvid_core.data.preprocess import plan_steps
+from medvid_core.data.splits import PARTS, recorded_splits, split_cases
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import environment, fingerprint, now, write_json
 from medvid_core.engine.scoring import CaseRow, Scorer, build_metrics, score_cases, summarise, write_rows
-from medvid_core.engine.setup import accelerator, open_data, select
-from medvid_core.errors import ConfigError
-from medvid_core.models import describe, load_model, model_file
+from medvid_core.engine.setup import accelerator, open_dataset
+from medvid_core.errors import ConfigError, DataError
+from medvid_core.models import describe, load_model, model_file, usable_outputs
 from medvid_core.plugins import registry
+
+SETTABLE = ("clip.overlap", "evaluate.", "metrics", "dataset.", "split.")
+"""Settings, or beginnings of such, that an evaluation takes; all others belong to the trained model."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The cases to score.
+
+    Attributes:
+        part: ``train``, ``val``, ``test`` or ``all``.
+        cases: the cases.
+        learnt: ids of those among them that the run trained or validated on.
+        notes: what a reader of the result should know.
+    """
+
+    part: str
+    cases: list[Case]
+    learnt: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def evaluate(
-    run_or_file: Path, data: str | None, split: str, out: Path | None, settings: Sequence[str]
+    run_or_file: Path, data: str | None, split: str | None, out: Path | None, settings: Sequence[str]
 ) -> tuple[list[CaseRow], dict[str, float]]:
     """Score a model and write ``cases.csv`` and ``summary.json``.
 
     Args:
         run_or_file: a run directory or a model file.
         data: a data set by name or path; None for the one of the run.
-        split: ``train``, ``val``, ``test`` or ``all``.
+        split: ``train``, ``val``, ``test`` or ``all``; None for ``test`` where the run or the data say which cases
+            these are, else ``all``.
         out: where to write; None for a folder beside the model.
-        settings: ``key=value`` words over those of the run.
+        settings: ``key=value`` words over those of the run, of the kinds in `SETTABLE`.
 
     Returns:
         The rows and their summary.
 
     Raises:
-        ConfigError: a model file without its run needs ``data``; or the data's classes are not the model's.
+        ConfigError: a model file without its run needs ``data``; or the data's classes are not the model's; or a
+            setting that cannot be changed after training. DataError: the folder to write to is not empty; or there
+            is no case to score.
     """
+    _check_settings(settings)
     front = accelerator()
     model = load_model(run_or_file)
     info = describe(model)
@@ -45,12 +72,14 @@ def evaluate(
         raise ConfigError(f"{file} stands without its run, so its data are unknown. Say what to score with --data.")
     composed = compose(registry(), info.name, data, settings, config_file if config_file.is_file() else None)
     config = composed.config
-    opened = open_data(composed, training=False, recorded=_recorded_splits(composed, config_file))
-    if opened.index.outputs != info.outputs:
+    index = open_dataset(composed)
+    if usable_outputs(composed.model, index.outputs) != info.outputs:
         raise ConfigError(
             f"The model predicts {_classes(info.outputs[0].classes)}, the data hold "
-            f"{_classes(opened.output.classes)}. Evaluate on data with the same classes in the same order."
+            f"{_classes(index.outputs[0].classes)}. Evaluate on data with the same classes in the same order."
         )
+    chosen = _choose(composed, config_file, index.cases, split, settings)
+    folder = _free_folder(out or file.parent / _default_name(composed, chosen.part))
     clip = dataclasses.replace(config.clip, frames=info.frames, size=info.size, stride=info.stride)
     scorer = Scorer(
         info.outputs,
@@ -62,11 +91,13 @@ def evaluate(
         front.device,
     )
     progress = Progress(front.is_main_process)
-    cases = select(opened.splits, split)
+    progress.say(f"scoring  {len(chosen.cases)} of {len(index.cases)} case(s), split {chosen.part}")
+    for note in chosen.notes:
+        progress.say(f"note     {note}")
     with progress:
         rows = score_cases(
             model.to(front.device),
-            cases,
+            chosen.cases,
             scorer,
             front.process_index,
             front.num_processes,
@@ -74,13 +105,24 @@ def evaluate(
         )
     summary = summarise(rows, scorer.metrics)
     if front.is_main_process:
-        folder = out or file.parent / f"evaluation-{config.dataset.name}-{split}"
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / "cases.csv", rows)
         record = {
             "model": info.to_dict(),
-            "dataset": {"name": config.dataset.name, "fingerprint": fingerprint(opened.index), "split": split},
+            "dataset": {
+                "name": config.dataset.name,
+                "root": config.data_root,
+                "settings": dataclasses.asdict(config.dataset.config),
+                "fingerprint": fingerprint(index),
+                "split": chosen.part,
+                "cases": len(chosen.cases),
+                "learnt_by_the_run": chosen.learnt,
+            },
+            "evaluate": dataclasses.asdict(config.evaluate),
+            "overlap": clip.overlap,
+            "metrics": list(config.metrics),
             "results": summary,
+            "notes": chosen.notes,
             "finished": now(),
             **environment(registry(), front.device, front.num_processes),
         }
@@ -91,16 +133,101 @@ def evaluate(
     return rows, summary
 
 
-def _recorded_splits(composed: Composed, config_file: Path) -> dict[str, list[str]] | None:
-    """Return how the run divided its data, if these are its data; None for other data, which are divided here."""
-    record = config_file.with_name("splits.json")
-    if not config_file.is_file() or not record.is_file():
-        return None
-    own, config = read_config_file(config_file), composed.config
-    if (own.get("dataset.name"), own.get("dataset.root")) != (config.dataset.name, config.data_root):
-        return None
-    splits: dict[str, list[str]] = json.loads(record.read_text("utf-8"))
-    return splits
+def _check_settings(settings: Sequence[str]) -> None:
+    """Refuse settings that the trained model has fixed: they would be passed over in silence."""
+    for key in parse_overrides(settings):
+        if not any(key.startswith(known) if known.endswith(".") else key == known for known in SETTABLE):
+            kinds = ", ".join(f"{known}*" if known.endswith(".") else known for known in SETTABLE)
+            raise ConfigError(f"{key} was fixed when the model was trained. evaluate takes {kinds}, not {key}.")
+
+
+def _default_name(composed: Composed, part: str) -> str:
+    """A folder name that tells data sets, and folders of one layout, apart."""
+    config = composed.config
+    root = Path(config.data_root) if config.data_root else None
+    place = "" if root is None else f"-{root.parent.name}-{root.stem}" if root.is_file() else f"-{root.name}"
+    return f"evaluation-{config.dataset.name.replace('/', '-')}{place}-{part}"
+
+
+def _free_folder(folder: Path) -> Path:
+    """Return the folder to write to.
+
+    Raises:
+        DataError: something is there already.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; it must be a folder to make. Choose another --out.")
+    if (folder / "summary.json").exists() or (folder / "cases.csv").exists():
+        raise DataError(f"{folder} already holds an evaluation. Choose another --out.")
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty. Choose another --out.")
+    return folder
+
+
+def _choose(
+    composed: Composed, config_file: Path, cases: Sequence[Case], split: str | None, settings: Sequence[str]
+) -> Chosen:
+    """Choose the cases to score: divided as the run recorded it if they are the run's, wherever they lie.
+
+    Raises:
+        ConfigError: a setting of a division that is not made here. DataError: no such case, or a damaged record.
+    """
+    config = composed.config
+    written = read_config_file(config_file) if config_file.is_file() else {}
+    recorded = _read_splits(config_file.with_name("splits.json")) if written else {}
+    ids = {case.case_id for case in cases}
+    known = {name for names in recorded.values() for name in names}
+    same_place = (written.get("dataset.name"), written.get("dataset.root")) == (config.dataset.name, config.data_root)
+    notes = []
+    if recorded and (same_place or (written.get("dataset.name") == config.dataset.name and known & ids)):
+        if any(key.startswith("split.") for key in parse_overrides(settings)):
+            raise ConfigError("split.* cannot be set here: the cases are divided as when the model was trained.")
+        part = split or "test"
+        found = list(cases) if part == "all" else recorded_splits(cases, recorded)[part]
+        gone = [name for key in (PARTS if part == "all" else (part,)) for name in recorded[key] if name not in ids]
+        if gone:
+            notes.append(f"{len(gone)} {part} case(s) of the run are no longer there: {_few(gone)}")
+        new = [case.case_id for case in cases if case.case_id not in known]
+        if new and part != "all":
+            notes.append(f"{len(new)} case(s) are in no part of the run and left out (not by --split all): {_few(new)}")
+    else:
+        part = split or ("test" if same_place or any(case.split == "test" for case in cases) else "all")
+        found = list(cases) if part == "all" else split_cases(cases, config.split, training=False)[part]
+        if same_place and not recorded:
+            notes.append("the run holds no splits.json, so its data are divided anew, rightly only if none was changed")
+    if not found:
+        raise DataError("\n".join([f"The data set has no {part} cases. Choose another --split.", *notes]))
+    trained = {*recorded.get("train", ()), *recorded.get("val", ())}
+    groups = {case.group_id for case in cases if case.case_id in trained}
+    learnt = [case.case_id for case in found if case.case_id in trained or case.group_id in groups]
+    if learnt:
+        notes.append(f"the run trained or validated on {len(learnt)} of them, or their groups: {_few(learnt)}")
+    return Chosen(part, found, learnt, notes)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _read_splits(path: Path) -> dict[str, list[str]]:
+    """Return the case ids of each part as the run recorded them; nothing where there is no record.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    sound = isinstance(found, dict) and all(
+        isinstance(found.get(part, []), list) and all(isinstance(name, str) for name in found.get(part, []))
+        for part in PARTS
+    )
+    if not sound:
+        raise DataError(f"{path} is damaged: without it nobody knows which cases the model was trained on. Restore it.")
+    return {part: list(found.get(part, [])) for part in PARTS}
 
 
 def _classes(names: Sequence[str]) -> str:

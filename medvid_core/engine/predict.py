@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,8 +44,9 @@ def predict(
         The folder of each case.
 
     Raises:
-        CheckpointError: the model cannot be loaded. DataError: nothing to segment; or, after all the others are
-            written, the cases that cannot be read, each with its reason.
+        CheckpointError: the model cannot be loaded. DataError: nothing to segment; or ``out`` holds predictions of
+            some of the cases, before anything is segmented; or, after all the others are written, the cases that
+            cannot be read, each with its reason.
         ConfigError: the overlap does not fit the model's clip length.
     """
     from medvid_core.report.overlay import safe_name, write_case
@@ -61,14 +63,14 @@ def predict(
     names: list[str] = []
     for case in cases:
         names.append(safe_name(case.case_id, names))
+    _require_free(Path(out), names)
+    front.wait_for_everyone()  # until all have looked: the folders that one process makes are no earlier predictions
     progress = Progress(front.is_main_process)
     folders = []
     with progress:
         mine = list(zip(cases, names, strict=True))[front.process_index :: front.num_processes]
         for case, name in progress.track(mine, "predicting"):
             folder = Path(out) / name
-            if folder.exists():
-                raise DataError(f"{folder} already holds a prediction. Choose another --out.")
             blocks = segment_case(model, info.outputs[0], case, clip, info.clip, steps, WINDOWS, front.device)
             unfinished = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a prediction that was killed
@@ -85,3 +87,21 @@ def predict(
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise DataError(f"{len(failed)} case(s) could not be read and are left out:\n{reasons}")
     return folders
+
+
+def _require_free(out: Path, names: Sequence[str]) -> None:
+    """Refuse at once what would be found out hours later: nothing is skipped, and nothing written over.
+
+    Raises:
+        DataError: there are predictions of these cases already.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; it must be a folder. Choose another --out.")
+    taken = [name for name in names if (out / name).exists()]
+    if len(taken) == 1:
+        raise DataError(f"{out / taken[0]} already holds a prediction. Choose another --out.")
+    if taken:
+        first = ", ".join(taken[:5]) + (", …" if len(taken) > 5 else "")
+        raise DataError(
+            f"{out} already holds predictions of {len(taken)} of the {len(names)} cases: {first}. Choose another --out."
+        )

@@ -86,7 +86,7 @@ def test_a_model_file_alone_is_scored_on_named_data(medvid, refused, tiny_run, t
         f"{file} stands without its run, so its data are unknown. Say what to score with --data."
     )
     words = ("dataset.cases=7", "dataset.frames=6", "dataset.size=[48,48]")
-    medvid("evaluate", file, "--data", "echo-phantom", *words, "--out", tmp_path / "e")
+    medvid("evaluate", file, "--data", "echo-phantom", *words, "--split", "test", "--out", tmp_path / "e")
     one, other = (list(csv.DictReader((at / "cases.csv").open())) for at in (tmp_path / "e", tiny_run))
     assert [row["dice"] for row in one] == [row["dice"] for row in other]
 
@@ -107,6 +107,115 @@ def test_cases_added_after_training_make_no_training_case_a_test_case(medvid, vt
         out = tmp_path / f"e{len(words)}"
         medvid("evaluate", run, "--split", part, "--out", out, *words)
         assert [row["case_id"] for row in csv.DictReader((out / "cases.csv").open())] == splits[part]
+
+
+def ids(folder: Path) -> list[str]:
+    return [row["case_id"] for row in csv.DictReader((folder / "cases.csv").open())]
+
+
+@pytest.fixture
+def table_run(medvid, vtus, tmp_path) -> tuple[Path, Path, dict[str, list[str]]]:
+    """A run on a table of eight cases without a split of their own, the table, and how the run divided them."""
+    table = vtus([("Train", name) for name in "abcdefgh"]) / "manifest.csv"
+    table.write_text("\n".join(["case_id,file,mask", *(f"{name},Train/{name},Train_GT/{name}" for name in "abcdefgh")]))
+    run = tmp_path / "run"
+    medvid(*QUICK, "dataset.classes=[nodule]", "metrics=dice", "--data", table, "--out", run)
+    return run, table, json.loads((run / "splits.json").read_text())
+
+
+def test_cases_of_the_run_are_known_wherever_they_lie(medvid, refused, table_run, tmp_path, capsys):
+    """A copy of the data elsewhere, grown and shrunk: no training case becomes a test case, and all is said."""
+    run, table, splits = table_run
+    capsys.readouterr()
+    table.parent.rename(tmp_path / "copy")
+    copy = tmp_path / "copy" / "manifest.csv"
+    gone, kept = splits["test"]
+    lines = [line for line in copy.read_text().splitlines() if not line.startswith(f"{gone},")]
+    copy.write_text("\n".join([*lines, "new,Train/a,Train_GT/a"]))
+    medvid("evaluate", run, "--data", copy, "--out", tmp_path / "e")
+    assert ids(tmp_path / "e") == [kept]
+    said = capsys.readouterr().err
+    assert "scoring  1 of 8 case(s), split test\n" in said
+    assert f"note     1 test case(s) of the run are no longer there: {gone}\n" in said
+    assert "note     1 case(s) are in no part of the run and left out (not by --split all): new\n" in said
+    medvid("evaluate", run, "--data", copy, "--split", "all")
+    (folder,) = run.glob("evaluation-*")
+    assert folder.name == "evaluation-manifest-copy-manifest-all"
+    assert len(ids(folder)) == 8
+    record = json.loads((folder / "summary.json").read_text())
+    learnt = splits["train"] + splits["val"]
+    assert sorted(record["dataset"]["learnt_by_the_run"]) == sorted(learnt)
+    assert f"note     the run trained or validated on {len(learnt)} of them, or their groups: " in (
+        capsys.readouterr().err
+    )
+    assert refused("evaluate", run, "--data", copy, "split.seed=3") == (
+        "split.* cannot be set here: the cases are divided as when the model was trained."
+    )
+
+
+def test_test_cases_of_a_patient_the_run_trained_on_are_named(medvid, table_run, tmp_path):
+    """Groups count as well as ids."""
+    run, table, splits = table_run
+    trained, tested = splits["train"][0], splits["test"][0]
+    lines = table.read_text().split()[1:]
+    lines = [f"{line},{trained if line.startswith(f'{tested},') else line[0]}" for line in lines]
+    table.write_text("\n".join(["case_id,file,mask,group_id", *lines]))
+    medvid("evaluate", run, "--out", tmp_path / "e")
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["dataset"]["learnt_by_the_run"] == [tested]
+
+
+def test_a_damaged_or_absent_record_of_the_division_is_said(medvid, refused, table_run, tmp_path, capsys):
+    run, _, splits = table_run
+    file = run / "splits.json"
+    for text in ("{", "[]", '{"test": 3}', '{"test": [3]}'):
+        file.write_text(text)
+        assert refused("evaluate", run) == (
+            f"{file} is damaged: without it nobody knows which cases the model was trained on. Restore it."
+        )
+    file.unlink()
+    medvid("evaluate", run, "--out", tmp_path / "e")
+    assert ids(tmp_path / "e") == splits["test"]
+    assert "note     the run holds no splits.json, so its data are divided anew" in capsys.readouterr().err
+
+
+def test_other_data_are_scored_whole_unless_they_fix_test_cases(medvid, vtus, table_run, tmp_path, capsys):
+    run, _, _ = table_run
+    (tmp_path / "vtus").rename(tmp_path / "first")
+    other = vtus([("Train", "p"), ("Train", "q"), ("Train", "r")])
+    medvid("evaluate", run, "--data", other, "--out", tmp_path / "e")
+    assert ids(tmp_path / "e") == ["p", "q", "r"]
+    assert "scoring  3 of 3 case(s), split all\n" in capsys.readouterr().err
+    other.rename(tmp_path / "second")
+    medvid("evaluate", run, "--data", vtus([("Train", "p"), ("Test", "t")]), "--out", tmp_path / "f")
+    assert ids(tmp_path / "f") == ["t"]
+
+
+def test_an_evaluation_is_never_written_over(medvid, refused, table_run, tmp_path):
+    """Nor is a folder with anything in it used; what was scored, and how, is on record."""
+    run, table, _ = table_run
+    medvid("evaluate", run, "evaluate.at=model", "clip.overlap=1")
+    folder = run / "evaluation-manifest-vtus-manifest-test"
+    record = json.loads((folder / "summary.json").read_text())
+    assert (record["dataset"]["root"], record["evaluate"]["at"]) == (str(table), "model")
+    assert (record["metrics"], record["overlap"], record["dataset"]["cases"]) == (["dice"], 1, 2)
+    before = (folder / "summary.json").read_bytes()
+    assert refused("evaluate", run) == f"{folder} already holds an evaluation. Choose another --out."
+    assert (folder / "summary.json").read_bytes() == before
+    full = run / "checkpoints"
+    assert refused("evaluate", run, "--out", full) == f"{full} is not empty. Choose another --out."
+    text = refused("evaluate", run, "--out", table)
+    assert text == f"{table} is a file; it must be a folder to make. Choose another --out."
+    (tmp_path / "empty").mkdir()
+    medvid("evaluate", run, "--out", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("word", ["clip.size=[64,64]", "clip.frames=2", "preset=full", "model.dropout=0.1", "seed=1"])
+def test_evaluate_refuses_settings_that_training_fixed(refused, tiny_run, word):
+    key = word.partition("=")[0]
+    assert refused("evaluate", tiny_run, word) == (
+        f"{key} was fixed when the model was trained. evaluate takes clip.overlap, evaluate.*, metrics, dataset.*, "
+        f"split.*, not {key}."
+    )
 
 
 def test_a_folder_of_test_cases_alone_is_scored(medvid, vtus, tmp_path):
@@ -150,6 +259,36 @@ def test_predict_does_not_write_over_a_prediction(medvid, refused, tiny_run, tmp
     medvid("predict", tiny_run, frames, "--out", tmp_path / "p", "--no-video")
     text = refused("predict", tiny_run, frames, "--out", tmp_path / "p", "--no-video")
     assert text == f"{tmp_path / 'p' / 'case'} already holds a prediction. Choose another --out."
+
+
+def test_predict_refuses_before_it_begins(refused, tiny_run, tmp_path):
+    """An interrupted prediction is not found out at its last case: none is begun."""
+    for name in "abc":
+        write_frames(tmp_path / "all" / name, 2)
+    for name in "bc":
+        (tmp_path / "p" / name).mkdir(parents=True)
+    assert refused("predict", tiny_run, tmp_path / "all", "--out", tmp_path / "p") == (
+        f"{tmp_path / 'p'} already holds predictions of 2 of the 3 cases: b, c. Choose another --out."
+    )
+    assert sorted(folder.name for folder in (tmp_path / "p").iterdir()) == ["b", "c"]
+    (tmp_path / "file").touch()
+    assert refused("predict", tiny_run, tmp_path / "all", "--out", tmp_path / "file") == (
+        f"{tmp_path / 'file'} is a file; it must be a folder. Choose another --out."
+    )
+
+
+def test_predict_refuses_a_mixture_of_images_and_videos(refused, tiny_run, tmp_path):
+    """One stray image must not make a folder of videos a case of one frame; nor in a folder within."""
+    mixed = write_frames(tmp_path / "all" / "mixed", 1)
+    write_video(mixed / "clip.mp4", 2)
+    text = (
+        f"{mixed} holds 1 image(s) (first: 0.png) and 1 video(s) (first: clip.mp4): neither one case of frames nor a "
+        "folder of videos. Move one kind elsewhere."
+    )
+    assert refused("predict", tiny_run, mixed, "--out", tmp_path / "p") == text
+    write_frames(tmp_path / "all" / "good", 2)
+    assert text in refused("predict", tiny_run, tmp_path / "all", "--out", tmp_path / "p", "--no-video")
+    assert [folder.name for folder in (tmp_path / "p").iterdir()] == ["good"]
 
 
 def test_predict_on_folders_of_frames_and_videos(medvid, tiny_run, tmp_path):

@@ -38,8 +38,21 @@ def find_cases(path: Path) -> tuple[list[Case], dict[str, str]]:
 
 
 def _case(path: Path) -> Case:
+    _require_one_kind(path)
     media = locate(path.parent, path.name)
     measured, name = media.measure(), path.stem if path.is_file() else path.name
     return Case(
         case_id=name, group_id=name, frames=measured.frames, fps=measured.fps, streams={"video": media.source()}
     )
+
+
+def _require_one_kind(path: Path) -> None:
+    """Refuse a folder whose images would be taken for one case and whose videos would be passed over."""
+    if path.is_file():
+        return
+    images, videos = list_files(path, frames.SUFFIXES), list_files(path, video.SUFFIXES)
+    if images and videos:
+        raise DataError(
+            f"{path} holds {len(images)} image(s) (first: {images[0].name}) and {len(videos)} video(s) (first: "
+            f"{videos[0].name}): neither one case of frames nor a folder of videos. Move one kind elsewhere."
+        )
