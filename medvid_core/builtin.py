@@ -68,7 +68,16 @@ def medvid_datasets() -> list[DatasetSpec]:
             can_read=f"{module}.vtus:can_read",
             index=f"{module}.vtus:index",
             config=f"{module}.vtus:VTUSConfig",
-            defaults={"clip.sampling": "dense", "augment.horizontal_flip": 0.5},
+            # few sweeps, each of one nodule in one place: without these a network learns the place
+            defaults={
+                "clip.sampling": "dense",
+                "augment.horizontal_flip": 0.5,
+                "augment.vertical_flip": 0.5,
+                "augment.scale": 0.4,
+                "augment.translate": 0.25,
+                "augment.brightness": 0.5,
+                "augment.contrast": 0.5,
+            },
             card=Card(
                 summary="Frames and masks: Train/<case>/*.jpg, Train_GT/<case>/*.png, Test/…, Test_GT/….",
                 paper="Yang et al., Vivim, IEEE TCSVT 2025 (thyroid ultrasound, VTUS)",
