@@ -15,12 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins" / "vivim"
 
 import golden
 
-NOTE = (
-    "Full network: of the million inputs of the decoder's ReLU about ten lie within rounding of zero. The original's "
-    "float32 run decides four of them differently from float64, which alone moves its gradient by 7.3e-4 of its norm. "
-    "The comparison takes those decisions from the fixture (see `gradients_with_relu_decisions` in "
-    "`plugins/vivim/tests/golden.py`); without it the input gradient differs by 8.9e-5 and the worst parameter norm by "
-    "2.1e-4."
+NOTES = (
+    "Full network, gradients as they are: the worst norm of a parameter's gradient is 2.1e-4 off, above the limit of "
+    "1e-4; the input gradient, 8.9e-5, is within it. Of the million inputs of the decoder's ReLU about ten lie within "
+    "rounding of zero, and which side these fall on changes the gradients by as much. The original's own float32 run "
+    "decided some of them otherwise than float64 does, ours others: against our float64 input gradient, the original's "
+    "is 7.3e-4 off and our float32 one 7.2e-4. (That the decisions are the cause is inferred, from the next row: the "
+    "fixture holds neither them nor a float64 gradient of the original.) The tests hold this row to 5e-4.",
+    "Full network, ReLU decisions fitted: for those ReLU inputs alone, the original's decisions are inferred from the "
+    "fixture's input gradient (`gradients_with_relu_decisions` in `plugins/vivim/tests/golden.py`). So the input "
+    "gradient of this row is fitted and is no independent evidence; the norms of the 871 parameter gradients are not "
+    "fitted.",
+    "Metrics: Dice, Jaccard, precision, recall, specificity and pixel counts, thresholded at 0.5, where both define "
+    "them alike. Not compared: specificity where no pixel is negative (0 in the original, 1 here); prediction and "
+    "annotation both empty (0 there, 1 here); the F-measure, the means over 256 thresholds, and the S-measure, "
+    "E-measure and mean absolute error of stretched predictions, which are defined otherwise there.",
 )
 
 
@@ -44,9 +53,14 @@ def main() -> int:
         worst = []
         for gradient in (False, True):
             chosen = [row for row in rows if row.gradient is gradient]
-            worst += [f"{max(row.absolute for row in chosen):.1e}", f"{max(row.relative for row in chosen):.1e}"]
-        print(f"| {name} | {len(rows)} | {' | '.join(worst)} | {'yes' if all(row.holds for row in rows) else 'NO'} |")
-    print(f"\n{NOTE}")
+            for errors in ([row.absolute for row in chosen], [row.relative for row in chosen]):
+                worst.append(f"{max(errors):.1e}" if errors else "–")
+        missed = sum(not row.within_tolerance for row in rows)
+        print(
+            f"| {name} | {len(rows)} | {' | '.join(worst)} | {f'NO: {missed} of {len(rows)} outside' if missed else 'yes'} |"
+        )
+    for note in NOTES:
+        print(f"\n{note}")
     return 1 if failed else 0
 
 

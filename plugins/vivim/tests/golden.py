@@ -6,6 +6,7 @@ prints them. The folder lies beside the repository; where it is absent nothing c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from medvid_core.config import ClipConfig, OptimizerConfig, ScheduleConfig
+from medvid_core.data.clip import Case, Source
+from medvid_core.data.sampling import training_items, window
+from medvid_core.engine.train import learning_rate
+from medvid_core.metrics.base import ScoredFrames
+from medvid_core.metrics.segmentation import Dice, Jaccard, Overlap, Precision, Recall, Specificity
 from medvid_core.ops import BACKENDS, SpatioTemporalMixer, selective_scan
 from medvid_core.specs import OutputSpec
 from medvid_vivim.config import StructureLossConfig, VivimConfig
@@ -31,11 +38,16 @@ from medvid_vivim.network.segformer import PatchEmbedding, SegformerLayer
 FOLDER = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "vivim"
 GRADIENT = 1e-4
 """Largest error of a gradient, of the L2 norm of the tensor."""
+FULL_GRADIENT = 5e-4
+"""What the tests hold the full network's gradients to; GRADIENT is missed (see `full_rows`)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `relative` is the L2 norm of the difference over that of the wanted tensor."""
+    """One comparison. `relative` is the L2 norm of the difference over that of the wanted tensor.
+
+    `tolerance` is the limit we aim at; where it is known to be missed, `bound` is what the tests hold the row to.
+    """
 
     what: str
     absolute: float
@@ -43,10 +55,19 @@ class Row:
     tolerance: float
     kind: str = "absolute"
     gradient: bool = False
+    bound: float | None = None
+
+    @property
+    def error(self) -> float:
+        return self.absolute if self.kind == "absolute" else self.relative
+
+    @property
+    def within_tolerance(self) -> bool:
+        return self.error <= self.tolerance
 
     @property
     def holds(self) -> bool:
-        return (self.absolute if self.kind == "absolute" else self.relative) <= self.tolerance
+        return self.error <= (self.tolerance if self.bound is None else self.bound)
 
 
 def compare(what: str, got: Tensor, wanted: Tensor, tolerance: float, gradient: bool = False) -> Row:
@@ -211,13 +232,13 @@ def norm_rows(model: nn.Module, norms: Mapping[str, float]) -> Iterator[Row]:
     """L2 norms of parameter gradients, for those the fixture does not hold in full."""
     worst, where = 0.0, ""
     parameters = dict(model.named_parameters())
-    assert {name for name in norms if not name.endswith("key.bias")} <= set(parameters)
+    norms = {name: norm for name, norm in norms.items() if not name.endswith("key.bias")}
+    assert set(norms) <= set(parameters)
     for name, wanted in norms.items():
-        if not name.endswith("key.bias"):
-            gradient = parameters[name].grad
-            assert gradient is not None, name
-            relative = abs(gradient.double().norm().item() - wanted) / wanted
-            worst, where = max((worst, where), (relative, name))
+        gradient = parameters[name].grad
+        assert gradient is not None, name
+        relative = abs(gradient.double().norm().item() - wanted) / wanted
+        worst, where = max((worst, where), (relative, name))
     yield Row(f"norms of {len(norms)} parameter gradients, worst {where}", worst, worst, GRADIENT, "relative", True)
 
 
@@ -241,43 +262,71 @@ def tiny_train_rows(kind: str) -> Iterator[Row]:
         yield compare(name, model.decoder.batch_norm.get_buffer(name), wanted[name], 1e-5)
 
 
-def full_rows() -> Iterator[Row]:
+class FullNetwork:
     """B3 at full size on a small clip, weights from the number stream."""
-    data = read("full_b3_64") | {f"{k}_f64": v for k, v in read("full_b3_64_f64").items()}
-    model = network(1, edge=True).eval()
-    own = model.state_dict()
-    import_upstream({name: stream_weight(name, tuple(x.shape)) for name, x in own.items()}, model)
-    x = stream("full.clip64", (1, 5, 3, 64, 64), 2.0).requires_grad_()
-    yield from stage_rows(model, x, data, 1e-4)
 
-    relu: dict[str, Tensor] = {}
-    model.decoder.batch_norm.register_forward_hook(lambda module, inputs, output: relu.update(into=output))
-    model.decoder.dropout.register_forward_pre_hook(lambda module, inputs: relu.update(out=inputs[0]))
-    outputs = {name: y[0] for name, y in model({"video": x}).items()}
-    total = torch.zeros(())
+    def __init__(self) -> None:
+        self.data = read("full_b3_64") | {f"{k}_f64": v for k, v in read("full_b3_64_f64").items()}
+        self.norms = read_json("full_b3_64")["grad_l2"]
+        self.model = network(1, edge=True).eval()
+        own = self.model.state_dict()
+        import_upstream({name: stream_weight(name, tuple(x.shape)) for name, x in own.items()}, self.model)
+        self.x = stream("full.clip64", (1, 5, 3, 64, 64), 2.0).requires_grad_()
+        self.relu: dict[str, Tensor] = {}
+        self.model.decoder.batch_norm.register_forward_hook(lambda module, inputs, y: self.relu.update(into=y))
+        self.model.decoder.dropout.register_forward_pre_hook(lambda module, inputs: self.relu.update(out=inputs[0]))
+        self.outputs = {name: y[0] for name, y in self.model({"video": self.x}).items()}
+        self.total = torch.zeros(())
+        for ours, theirs in (("mask", "logits"), ("edge", "edge")):
+            cotangent = stream(f"full.grad_{theirs}64", (5, 1, 64, 64), 1.0)
+            self.total = self.total + (self.outputs[ours] * cotangent).sum()
+
+
+def full_rows() -> Iterator[Row]:
+    """Outputs and gradients as they are, in float32.
+
+    The gradients miss the limit of 1e-4: the worst norm of a parameter's gradient is 2.1e-4 off (four of 871 are over
+    1e-4), that of the input 8.9e-5. Of the million inputs of the decoder's ReLU about ten lie within rounding of
+    zero, and which side such a one falls on changes the gradients by as much. The original's float32 run decided some
+    otherwise than float64 does, ours others: against our float64 gradient, the original's is 7.3e-4 off and our
+    float32 one 7.2e-4. That this is the cause is inferred (`full_resolved_rows`): the fixture holds neither the
+    decisions nor a float64 gradient of the original. The tests hold these rows to 5e-4 (`FULL_GRADIENT`).
+    """
+    full = FullNetwork()
+    yield from stage_rows(full.model, full.x, full.data, 1e-4)
     for ours, theirs in (("mask", "logits"), ("edge", "edge")):
-        yield compare(theirs, outputs[ours], data[theirs], 1e-4)
-        yield compare(f"{theirs} against float64", outputs[ours], data[f"{theirs}_f64"], 1e-4)
-        total = total + (outputs[ours] * stream(f"full.grad_{theirs}64", (5, 1, 64, 64), 1.0)).sum()
+        yield compare(theirs, full.outputs[ours], full.data[theirs], 1e-4)
+        yield compare(f"{theirs} against float64", full.outputs[ours], full.data[f"{theirs}_f64"], 1e-4)
+    full.total.backward()
+    grad_input = compare("grad input", full.x.grad, full.data["grad_input"], GRADIENT, gradient=True)
+    for row in (grad_input, *norm_rows(full.model, full.norms)):
+        yield dataclasses.replace(row, bound=FULL_GRADIENT)
 
-    parameters = dict(model.named_parameters())
-    tensors = {"": x, **parameters}
-    flipped = gradients_with_relu_decisions(total, tensors, relu["into"], relu["out"], data["grad_input"])
-    yield compare("grad input", flipped.pop(""), data["grad_input"], GRADIENT, gradient=True)
-    for name, gradient in flipped.items():
+
+def full_resolved_rows() -> Iterator[Row]:
+    """Gradients after the original's ReLU decisions have been inferred from the fixture's own input gradient.
+
+    So the input gradient is fitted here, by at most one yes or no for each ReLU input within rounding of zero, and
+    is no independent evidence; the parameters' norms are not fitted.
+    """
+    full = FullNetwork()
+    parameters = dict(full.model.named_parameters())
+    tensors = {"": full.x, **parameters}
+    wanted = full.data["grad_input"]
+    resolved = gradients_with_relu_decisions(full.total, tensors, full.relu["into"], full.relu["out"], wanted)
+    yield compare("grad input (fitted)", resolved.pop(""), wanted, GRADIENT, gradient=True)
+    for name, gradient in resolved.items():
         parameters[name].grad = gradient
-    yield from norm_rows(model, read_json("full_b3_64")["grad_l2"])
+    yield from norm_rows(full.model, full.norms)
 
 
 def gradients_with_relu_decisions(
     total: Tensor, tensors: Mapping[str, Tensor], into: Tensor, out: Tensor, wanted: Tensor
 ) -> dict[str, Tensor]:
-    """Gradients as the original's run took them, given that its float32 rounding decided a few ReLUs differently.
+    """Gradients as the original's run took them, if its float32 rounding decided a few ReLUs differently.
 
-    Of the million inputs of the decoder's ReLU about ten lie within rounding of zero. Which side they fall on moves
-    the gradient by up to 7e-4 of its norm (the original in float32 against float64), which is no property of the
-    network. So for these, and no others, the decision that explains `wanted`, the gradient of the first tensor, is
-    found by least squares; it comes out as 0 or 1. What remains is compared strictly, on all tensors.
+    For the ReLU inputs within rounding of zero, and no others, the decision that best explains `wanted`, the gradient
+    of the first tensor, is found by least squares and rounded to 0 or 1. All tensors' gradients are then taken so.
     """
     x, everything = next(iter(tensors.values())), list(tensors.values())
     value = into.detach().flatten()
@@ -312,8 +361,70 @@ def loss_rows() -> Iterator[Row]:
         total.backward()
         yield compare(name, total, torch.tensor(values[name]["value"]), 1e-6)
         wanted = data[f"{name}.grad.pred"]
-        row = compare(f"grad {name}", logits.grad, wanted, 1e-6, gradient=True)
-        yield row
+        yield compare(f"grad {name}", logits.grad, wanted, 1e-6, gradient=True)
+
+
+METRICS: tuple[type[Overlap], ...] = (Dice, Jaccard, Precision, Recall, Specificity)
+METRIC_CASES = (
+    "good",
+    "noisy",
+    "empty_gt",
+    "full_gt",
+    "constant_pred",
+    "soft_gt",
+    "perfect",
+    "small_range",
+    "corner",
+)
+
+
+def metric_rows() -> Iterator[Row]:
+    """Overlap metrics and pixel counts of one frame, predicted where p > 0.5 and annotated where gt > 0.5.
+
+    Left out is what the original defines otherwise than medvid: specificity where no pixel is negative (``full_gt``;
+    it says 0, we 1); prediction and annotation both empty, of which it has no fixture (it says 0, we 1); its F-measure
+    (beta 1, and 1e-5 in the denominator; ours weighs with beta squared 0.3); its means over 256 thresholds; and its
+    S-measure, E-measure and mean absolute error, which first stretch each prediction to 0..1.
+    """
+    data, values = read("metrics"), read_json("metrics")
+    output = (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
+    for case in METRIC_CASES:
+        mask = (data[f"{case}.gt"] > 0.5).long()[None]
+        frames = ScoredFrames(data[f"{case}.pred"][None, None], mask, torch.ones(1, dtype=torch.bool))
+        tp, fp, tn, fn = values[case]["confusion_tp_fp_tn_fn_at_0.5"]
+        yield compare(f"{case}: counts", frames.confusion[0, 0], torch.tensor([tp, fp, fn, tn]), 0)
+        for metric in METRICS:
+            if (case, metric.name) != ("full_gt", "specificity"):
+                wanted = torch.tensor([values[case]["at_0.5"][metric.name]], dtype=torch.float64)
+                yield compare(f"{case}: {metric.name}", metric(output).per_frame(frames)[metric.name], wanted, 1e-6)
+
+
+def dense_windows(video: int, length: int) -> Tensor:
+    """Source frames [N,T] of an epoch's windows in a video with all frames labelled."""
+    streams = {name: Source(reader="frames") for name in ("video", "mask")}
+    clip = ClipConfig(frames=length, sampling="dense")
+    items = training_items([Case(case_id="a", group_id="a", frames=video, streams=streams)], clip)
+    return torch.from_numpy(np.stack([window(item.start, video, clip)[0] for item in items if item.start is not None]))
+
+
+def window_rows() -> Iterator[Row]:
+    """The frames of each window, and in a long video their offsets from the frame the window is about."""
+    data = read_json("data")
+    yield compare("4 frames, windows of 5", dense_windows(4, 5), torch.tensor(data["clip_windows_N4_L5"]), 0)
+    for length, offsets in data["clip_offsets"].items():
+        got = dense_windows(30, int(length))[15] - 15
+        yield compare(f"offsets of {length} frames", got, torch.tensor(offsets), 0)
+
+
+def schedule_rows() -> Iterator[Row]:
+    """The learning rate of epochs of a 200-epoch run, at their first and last of seven steps."""
+    optimizer, schedule = OptimizerConfig(lr=1e-4), ScheduleConfig(name="cosine", final_lr=1e-6, unit="epoch")
+    for epoch, rate in read_json("data")["cosine_lr_epoch"].items():
+        steps = (7 * int(epoch), 7 * int(epoch) + 6)
+        rates = [learning_rate(step, 7 * 200, 7, optimizer, schedule) for step in steps]
+        wanted = torch.tensor([rate, rate], dtype=torch.float64)
+        row = compare(f"epoch {epoch}", torch.tensor(rates, dtype=torch.float64), wanted, 1e-6)
+        yield dataclasses.replace(row, kind="relative")
 
 
 def _segformer(layer: nn.Module, x: Tensor) -> Tensor:
@@ -344,5 +455,9 @@ FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "tiny network, binary with edge, training": lambda: tiny_train_rows("edge_binary"),
     "tiny network, multi-class, training": lambda: tiny_train_rows("multiclass"),
     "full network (B3), 5x64x64": full_rows,
+    "full network (B3), gradients with ReLU decisions fitted": full_resolved_rows,
     "structure loss": loss_rows,
+    "metrics at 0.5": metric_rows,
+    "dense windows": window_rows,
+    "learning rate": schedule_rows,
 }
