@@ -56,9 +56,8 @@ def main() -> int:
             for errors in ([row.absolute for row in chosen], [row.relative for row in chosen]):
                 worst.append(f"{max(errors):.1e}" if errors else "–")
         missed = sum(not row.within_tolerance for row in rows)
-        print(
-            f"| {name} | {len(rows)} | {' | '.join(worst)} | {f'NO: {missed} of {len(rows)} outside' if missed else 'yes'} |"
-        )
+        verdict = f"NO: {missed} of {len(rows)} outside" if missed else "yes"
+        print(f"| {name} | {len(rows)} | {' | '.join(worst)} | {verdict} |")
     for note in NOTES:
         print(f"\n{note}")
     return 1 if failed else 0
