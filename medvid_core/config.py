@@ -179,7 +179,7 @@ class TrainConfig:
         epochs: passes over the training cases.
         max_steps: stop after so many optimiser steps; None for all epochs.
         batch_size: clips an optimiser step, over all processes.
-        accumulate: parts each process cuts its share of the batch into, to fit its memory; the result is the same.
+        accumulate: parts each process cuts its share of the batch into, to fit its memory.
         precision: ``no`` (float32), ``bf16`` or ``fp16``.
         ema: decay of the moving average of the weights that is evaluated and kept; 0 for none.
         evaluate_every: epochs between evaluations on the validation cases.

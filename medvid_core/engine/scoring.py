@@ -23,6 +23,7 @@ from medvid_core.data.transforms import to_source
 from medvid_core.engine.inference import FrameBlock, segment_case
 from medvid_core.errors import DataError
 from medvid_core.metrics.base import Metric, ScoredFrames
+from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
 from medvid_core.specs import ClipSpec, MetricSpec, OutputSpec, resolve
 
@@ -59,12 +60,13 @@ def build_metrics(registry: Registry, names: Sequence[str], outputs: tuple[Outpu
     """Build the metrics by name.
 
     Raises:
-        PluginError: a name that no plugin offers.
+        PluginError: a name that no plugin offers. ConfigError: a metric of another task.
     """
     metrics = []
     for name in names:
         spec = registry.find("metric", name).spec
         assert isinstance(spec, MetricSpec)
+        check_tasks(spec, outputs)
         metrics.append(resolve(spec.build)(outputs))
     return tuple(metrics)
 

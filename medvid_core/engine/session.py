@@ -36,7 +36,7 @@ from medvid_core.engine.scoring import Scorer, build_metrics
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import Loss
-from medvid_core.models import ModelInfo, build_model
+from medvid_core.models import ModelInfo, build_model, check_tasks
 from medvid_core.plugins import Observers, Registry
 from medvid_core.specs import MetricSpec, ModelSpec, resolve
 
@@ -154,9 +154,10 @@ def open_session(
     freeze(model, composed.model, config.train.trainable)
     average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
     optimizer = build_optimizer(config.optimizer, model)
-    loss: Loss = resolve(composed.loss.build)(config.loss.config, data.index.outputs)
-    metrics = build_metrics(registry, config.metrics, data.index.outputs)
-    scorer = Scorer(data.index.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
+    check_tasks(composed.loss, info.outputs)
+    loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
+    metrics = build_metrics(registry, config.metrics, info.outputs)
+    scorer = Scorer(info.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
     items = training_items(data.splits["train"], config.clip)
     total = config.train.epochs * steps_per_epoch(len(items), config.train.batch_size)
     batches = RankBatches(
@@ -290,7 +291,7 @@ def _write_start(session: Session) -> None:
             "name": config.dataset.name,
             "root": config.data_root,
             "cases": {part: len(cases) for part, cases in data.splits.items()},
-            "classes": list(data.output.classes),
+            "classes": list(session.scorer.output.classes),
             "skipped": dict(data.index.skipped),
             "fingerprint": fingerprint(data.index),
         },

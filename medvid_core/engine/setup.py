@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from medvid_core.config import Composed
-from medvid_core.data.clip import Case, Index
-from medvid_core.data.splits import Splits, recorded_splits, split_cases
+from medvid_core.data.clip import Index
+from medvid_core.data.splits import Splits, split_cases
 from medvid_core.errors import ConfigError, DataError
-from medvid_core.models import ModelInfo
+from medvid_core.models import ModelInfo, usable_outputs
 from medvid_core.plugins import Registry
-from medvid_core.specs import OutputSpec, resolve
+from medvid_core.specs import resolve
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,6 @@ class Data:
 
     index: Index
     splits: Splits
-
-    @property
-    def output(self) -> OutputSpec:
-        """The output that is scored."""
-        return self.index.outputs[0]
 
 
 def accelerator(precision: str = "no") -> Accelerator:
@@ -77,28 +72,18 @@ def open_dataset(composed: Composed) -> Index:
     return index
 
 
-def open_data(composed: Composed, training: bool = True, recorded: Mapping[str, Sequence[str]] | None = None) -> Data:
-    """Index the data set and divide it into train, val and test.
-
-    Args:
-        composed: the configuration.
-        training: whether there must be cases to train on.
-        recorded: the case ids of each part, where a run has already divided this data set.
-    """
+def open_data(composed: Composed) -> Data:
+    """Index the data set and divide it into train, val and test."""
     index = open_dataset(composed)
-    if recorded is not None:
-        return Data(index, recorded_splits(index.cases, recorded))
-    return Data(index, split_cases(index.cases, composed.config.split, training))
+    return Data(index, split_cases(index.cases, composed.config.split))
 
 
 def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInfo:
     """Describe the model that a configuration and a data set call for.
 
     Raises:
-        ConfigError: a clip size the model cannot take.
+        ConfigError: a clip size the model cannot take, or data with nothing it can predict.
     """
-    import dataclasses
-
     config, spec = composed.config, composed.model
     if any(side % spec.clip.multiple for side in config.clip.size):
         raise ConfigError(
@@ -112,21 +97,9 @@ def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInf
         name=provided.full_name,
         version=provided.version,
         config=dataclasses.asdict(config.model.config),
-        outputs=index.outputs,
+        outputs=usable_outputs(spec, index.outputs),
         clip=spec.clip,
         frames=config.clip.frames,
         size=config.clip.size,
         stride=config.clip.stride,
     )
-
-
-def select(splits: Splits, part: str) -> list[Case]:
-    """Return the cases of one part, or all of them.
-
-    Raises:
-        DataError: the part is empty.
-    """
-    cases = [case for cases in splits.values() for case in cases] if part == "all" else splits[part]
-    if not cases:
-        raise DataError(f"The data set has no {part} cases. Choose another --split.")
-    return cases

@@ -353,7 +353,7 @@ def _baselines(session: Session, cases: Sequence[Case]) -> dict[str, dict[str, f
     torch.manual_seed(session.composed.config.seed)
     device = session.accelerator.device
     untrained = build_model(session.info).to(device).eval()
-    constant = constant_predictor(session.data.splits["train"], session.data.output, session.composed.config.clip)
+    constant = constant_predictor(session.data.splits["train"], session.scorer.output, session.composed.config.clip)
     return {
         "untrained": _score(session, untrained, cases, "untrained baseline")[1],
         "constant": _score(session, constant.to(device), cases, "constant baseline")[1],
