@@ -140,14 +140,16 @@ def test_a_kill_while_writing_leaves_a_whole_file(tmp_path):
         f"    checkpoint.write(pathlib.Path({str(path)!r}), {{'a': torch.full((200_000,), float(n))}}, {{'n': n}})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for _ in range(20):  # a reader beside the writer
-        tensors, header = checkpoint.read(path)
-        assert (tensors["a"] == header["n"]).all()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        deadline = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for _ in range(20):  # a reader beside the writer
+            tensors, header = checkpoint.read(path)
+            assert (tensors["a"] == header["n"]).all()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     tensors, header = checkpoint.read(path)
     assert (tensors["a"] == header["n"]).all()
 
