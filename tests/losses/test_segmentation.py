@@ -184,7 +184,12 @@ def test_settings_that_do_not_fit_are_refused():
     assert str(info.value) == "loss.class_weights has 2 values for 3 classes."
     with pytest.raises(ConfigError) as info:
         create_loss("dice", [OutputSpec(name="ef", task="regression", classes=("ef",))])
-    assert str(info.value) == "This loss needs one segmentation output; the data set has 0."
+    assert str(info.value) == (
+        "Loss 'dice' does segmentation, and the data ask for regression (output 'ef'). Choose another loss or data set."
+    )
+    with pytest.raises(ConfigError) as info:
+        create_loss("dice", [MULTI, OutputSpec(name="other", task="segmentation", classes=("a",))])
+    assert str(info.value) == "This loss needs one segmentation output; the data set has 2."
     with pytest.raises(ConfigError) as info:
         create_loss("dice", [MULTI], smoth=1)
     assert str(info.value) == "Unknown setting loss.smoth. Did you mean 'smooth'? Known: smooth."
