@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,16 @@ def accelerator(precision: str = "no") -> Accelerator:
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != precision:  # of an earlier run in this process
         AcceleratorState._reset_state()
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    front = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+    return front
+
+
+def _leave_group() -> None:
+    """Part from the other processes; gloo's threads, where left running, abort the interpreter at its end."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_processes(found: int, expected: int | None) -> None:

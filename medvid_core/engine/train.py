@@ -120,7 +120,6 @@ def train(
         run.update(status=status, finished=now(), seconds=round(session.state.seconds, 2))
         if run.main:
             observers.notify("medvid_run_ended", run=run, status=status)
-        session.accelerator.end_training()
     return run
 
 

@@ -21,9 +21,9 @@ WORDS = (
 )
 
 
-def torchrun(*words, cwd) -> subprocess.CompletedProcess:
+def torchrun(*words, cwd, program=("-m", "medvid_core")) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "medvid_core"]
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *program]
         + [str(word) for word in words],
         capture_output=True,
         text=True,
@@ -74,6 +74,20 @@ def test_evaluation_by_two_processes_gives_the_same_table(medvid, tiny_run, tmp_
     assert [summary["hardware"]["processes"] for summary in summaries] == [1, 2]
     printed = done.stdout.count("dice/lv ")
     assert printed == 1  # by one process
+
+
+def test_processes_part_before_they_end(tmp_path):
+    """A process group left standing aborts the interpreter at its end, now and then."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, torch.distributed as dist\n"
+        "atexit.register(lambda: print('standing' if dist.is_initialized() else 'parted'))\n"
+        "from medvid_core.engine.setup import accelerator\n"
+        "assert accelerator().num_processes == 2 == accelerator().num_processes\n"
+    )
+    done = torchrun(cwd=tmp_path, program=(str(script),))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["parted", "parted"]
 
 
 def test_another_number_of_processes_than_expected_is_refused(tmp_path):
