@@ -1,6 +1,8 @@
 """Numerical building blocks shared by models: the selective scan and the Mamba mixers built on it."""
 
-from medvid_core.ops.mamba import MambaMixer, SpatioTemporalMixer, causal_conv1d
-from medvid_core.ops.scan import BACKENDS, selective_scan
+from medvid_core.ops.backends import BACKENDS, choose_backend
+from medvid_core.ops.conv import causal_conv1d
+from medvid_core.ops.mamba import MambaMixer, SpatioTemporalMixer
+from medvid_core.ops.scan import selective_scan
 
-__all__ = ["BACKENDS", "MambaMixer", "SpatioTemporalMixer", "causal_conv1d", "selective_scan"]
+__all__ = ["BACKENDS", "MambaMixer", "SpatioTemporalMixer", "causal_conv1d", "choose_backend", "selective_scan"]

@@ -10,24 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvid_core.errors import ConfigError
+from medvid_core.ops.conv import causal_conv1d
 from medvid_core.ops.scan import selective_scan
-
-
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Depth-wise convolution (cross-correlation) that sees the present and the past only.
-
-    y_t = bias + sum_j weight_j x_{t-W+1+j}, with zeros before the start.
-
-    Args:
-        x: [B,D,L].
-        weight: [D,W].
-        bias: [D].
-
-    Returns:
-        [B,D,L].
-    """
-    channels, width = weight.shape
-    return F.conv1d(F.pad(x, (width - 1, 0)), weight[:, None], bias, groups=channels)
 
 
 class MambaMixer(nn.Module):

@@ -4,20 +4,22 @@ For every batch entry, channel d and state n, with h_0 the initial state (zero u
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t          y_t = sum_n C_t h_t  (+ D u_t)  (* silu(z_t))
 
-Everything around the recurrence (checks, precision, softplus, skip, gate) is here and shared. A backend computes the
-recurrence alone: ``(u, delta, A, B, C, initial_state) -> (y, last_state)``, all tensors in one floating type.
+`selective_scan` is for users, `grouped_scan` for layers that run several scans at once. Half-precision inputs are
+computed in float32, also under autocast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvid_core.errors import ConfigError, did_you_mean
+from medvid_core.errors import ConfigError
+from medvid_core.ops import scan_op
+from medvid_core.ops.backends import choose_backend
 from medvid_core.ops.scan_torch import chunked_scan
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -39,24 +41,6 @@ def reference_scan(
         state = torch.exp(delta_t[..., None] * A) * state + (delta_t * u_t)[..., None] * B_t
         outputs.append((state * C_t).sum(-1))
     return torch.stack(outputs, dim=-1), state
-
-
-BACKENDS: Mapping[str, Recurrence] = MappingProxyType({"reference": reference_scan, "torch": chunked_scan})
-"""Every way to compute the recurrence, by name. ``reference`` defines it; the others must agree with it."""
-
-
-def choose_backend(name: str) -> str:
-    """The backend that ``name`` stands for; ``auto`` is the portable, exact one.
-
-    Raises:
-        ConfigError: if there is no such backend.
-    """
-    if name == "auto":
-        return "torch"
-    if name not in BACKENDS:
-        known = ("auto", *BACKENDS)
-        raise ConfigError(f"No scan backend {name!r}; known: {', '.join(known)}.{did_you_mean(name, known)}")
-    return name
 
 
 def selective_scan(
@@ -94,33 +78,177 @@ def selective_scan(
         if u is and float32 otherwise.
 
     Raises:
-        ValueError: a shape that does not fit, naming the argument.
-        ConfigError: an unknown backend.
+        ValueError: a shape, type or device that does not fit, naming the argument.
+        ConfigError: a backend that is unknown, absent, or does not take such tensors.
     """
-    recurrence = BACKENDS[choose_backend(backend)]
     B, C = (x[:, None] if x.dim() == 3 else x for x in (B, C))
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    groups = B.shape[1]
 
+    def by_group(x: Tensor | None, axis: int) -> Any:
+        return None if x is None else x.unflatten(axis, (groups, -1))
+
+    y, last = grouped_scan(
+        by_group(u, 1),
+        by_group(delta, 1),
+        by_group(A, 0),
+        B,
+        C,
+        by_group(D, 0),
+        by_group(z, 1),
+        by_group(delta_bias, 0),
+        delta_softplus,
+        by_group(initial_state, 1),
+        backend=backend,
+    )
+    y = y.flatten(1, 2)
+    return (y, last.flatten(1, 2)) if return_last_state else y
+
+
+def grouped_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    order: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` for G groups of R channels, each of which may visit the positions in an order of its own.
+
+    Args:
+        u: [B,G,R,L], of any strides; y gets the same. So have delta and z.
+        delta: [B,G,R,L].
+        A: [G,R,N].
+        B: [B,G,N,L]; quickest on a CPU where the states of a position lie side by side.
+        C: as B.
+        D: [G,R].
+        z: [B,G,R,L].
+        delta_bias: [G,R].
+        delta_softplus: as in `selective_scan`.
+        initial_state: [B,G,R,N].
+        order: int32 [G,L], a permutation of 0 … L-1 for each group: the positions as its scan visits them. Inputs and
+            outputs stay at their positions. None is their own order.
+        backend: as in `selective_scan`.
+
+    Returns:
+        y [B,G,R,L] in u's type, and the state after the last visited position [B,G,R,N].
+
+    Raises:
+        ValueError: an order that is no permutation (seen by backend ``cpu`` only). ConfigError: as `selective_scan`.
+    """
+    name = choose_backend(backend, u.device, u.dtype).name
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
-    x = u.to(compute)
-    step = delta.to(compute)
-    if delta_bias is not None:
-        step = step + delta_bias.to(compute)[:, None]
-    if delta_softplus:
-        step = F.softplus(step)  # PyTorch's default threshold is 20, as wanted
-    if initial_state is None:
-        initial_state = x.new_zeros(u.shape[0], u.shape[1], A.shape[1])
+    with torch.autocast(u.device.type, enabled=False):
+        A, D, delta_bias, initial_state = (
+            None if x is None else x.to(compute) for x in (A, D, delta_bias, initial_state)
+        )
+        sequences = (u, delta, B, C, z)
+        if name != "triton":  # whose kernels read half precision as it is
+            sequences = tuple(None if x is None else x.to(compute) for x in sequences)
+        x, step, B, C, gate = sequences
+        if name in scan_op.MODULES:
+            tensors = (x, step, A, B, C, D, gate, delta_bias, initial_state)
+            keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+            y, last, _ = scan_op.scan(*tensors, order, delta_softplus, name, keep)
+        else:
+            run = _by_mamba_ssm if name == "mamba_ssm" else _by_recurrence(RECURRENCES[name])
+            y, last = _in_order(run, order)(x, step, A, B, C, D, gate, delta_bias, delta_softplus, initial_state)
+        return y.to(u.dtype), last
 
-    y, last = recurrence(x, step, A.to(compute), B.to(compute), C.to(compute), initial_state.to(compute))
-    if D is not None:
-        y = torch.addcmul(y, x, D.to(compute)[:, None])
-    if z is not None:
-        y = y * F.silu(z.to(compute))
-    y = y.to(u.dtype)
-    return (y, last) if return_last_state else y
+
+RECURRENCES: dict[str, Recurrence] = {"reference": reference_scan, "torch": chunked_scan}
 
 
-def _check_shapes(
+def _by_recurrence(recurrence: Recurrence) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Everything around the recurrence in plain PyTorch."""
+
+    def run(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if delta_bias is not None:
+            delta = delta + delta_bias[..., None]
+        if delta_softplus:
+            delta = F.softplus(delta)  # PyTorch's default threshold is 20, as wanted
+        if initial_state is None:
+            initial_state = u.new_zeros(*u.shape[:3], A.shape[-1])
+        y, last = recurrence(u.flatten(1, 2), delta.flatten(1, 2), A.flatten(0, 1), B, C, initial_state.flatten(1, 2))
+        y, last = y.view(u.shape), last.view(initial_state.shape)
+        if D is not None:
+            y = torch.addcmul(y, u, D[..., None])
+        return (y if z is None else y * F.silu(z)), last
+
+    return run
+
+
+def _by_mamba_ssm(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    if initial_state is not None:
+        raise ConfigError("Scan backend 'mamba_ssm' cannot start from a state. Choose auto.")
+    flat = [None if x is None else x.flatten(1, 2).contiguous() for x in (u, delta, z)]
+    parameters = [None if x is None else x.flatten(0, 1).contiguous() for x in (A, D, delta_bias)]
+    y, last = selective_scan_fn(
+        flat[0],
+        flat[1],
+        parameters[0],
+        B.contiguous(),
+        C.contiguous(),
+        parameters[1],
+        flat[2],
+        parameters[2],
+        delta_softplus,
+        return_last_state=True,
+    )
+    return y.view(u.shape), last.view(*u.shape[:3], -1)
+
+
+def _in_order(run: Callable[..., tuple[Tensor, Tensor]], order: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Lay the sequences out as they are visited, and the output back: for backends that know one order only."""
+    if order is None:
+        return run
+    visited = order.long()[:, None]  # [G,1,L]
+    home = visited.argsort(-1)
+
+    def moved(x: Tensor | None, positions: Tensor) -> Tensor | None:
+        return None if x is None else torch.take_along_dim(x, positions[None], -1)
+
+    def ordered(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, z: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        u_, delta_, B_, C_, z_ = (moved(x, visited) for x in (u, delta, B, C, z))
+        y, last = run(u_, delta_, A, B_, C_, D, z_, *rest)
+        return torch.take_along_dim(y, home[None], -1), last
+
+    return ordered
+
+
+def _check(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -132,16 +260,18 @@ def _check_shapes(
     initial_state: Tensor | None,
 ) -> None:
     """Refuse what does not fit together; B and C already have their group axis."""
-    if u.dim() != 3 or u.shape[-1] < 1 or not u.is_floating_point():
-        raise ValueError(f"u must be real, of shape [B,D,L] with L at least 1; got {tuple(u.shape)}, {u.dtype}.")
+    if u.dim() != 3 or u.shape[-1] < 1:
+        raise ValueError(f"u must have shape [B,D,L] with L at least 1; got {tuple(u.shape)}.")
     batch, channels, length = u.shape
-    if A.dim() != 2 or A.shape[0] != channels or not A.is_floating_point():
-        raise ValueError(f"A must be real, of shape [D,N] with D = {channels}; got {tuple(A.shape)}, {A.dtype}.")
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A must have shape [D,N] with D = {channels}; got {tuple(A.shape)}.")
     states = A.shape[1]
     if B.dim() != 4 or B.shape[1] < 1 or channels % B.shape[1] != 0:
         raise ValueError(f"B must be [B,N,L], or [B,G,N,L] with G dividing D = {channels}; got {tuple(B.shape)}.")
     wanted: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("u", u, (batch, channels, length)),
         ("delta", delta, (batch, channels, length)),
+        ("A", A, (channels, states)),
         ("B", B, (batch, B.shape[1], states, length)),
         ("C", C, (batch, B.shape[1], states, length)),
         ("D", D, (channels,)),
@@ -150,5 +280,11 @@ def _check_shapes(
         ("initial_state", initial_state, (batch, channels, states)),
     ]
     for name, tensor, shape in wanted:
-        if tensor is not None and tuple(tensor.shape) != shape:
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}.")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be real, of a floating type; got {tensor.dtype}.")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} must be on {u.device}, as u is; got {tensor.device}.")
