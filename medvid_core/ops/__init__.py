@@ -2,7 +2,16 @@
 
 from medvid_core.ops.backends import BACKENDS, choose_backend
 from medvid_core.ops.conv import causal_conv1d
-from medvid_core.ops.mamba import MambaMixer, SpatioTemporalMixer
+from medvid_core.ops.mamba import BidirectionalMixer, MambaMixer, MixerState, SpatioTemporalMixer
 from medvid_core.ops.scan import selective_scan
 
-__all__ = ["BACKENDS", "MambaMixer", "SpatioTemporalMixer", "causal_conv1d", "choose_backend", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "BidirectionalMixer",
+    "MambaMixer",
+    "MixerState",
+    "SpatioTemporalMixer",
+    "causal_conv1d",
+    "choose_backend",
+    "selective_scan",
+]

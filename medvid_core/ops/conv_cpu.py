@@ -15,6 +15,7 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, y: Tensor) -> None:
     """Fill y; see `conv.grouped_causal_conv`."""
+    require_order(order, weight.shape[0], x.shape[2])
     sizes, tensors, kept = _arguments(x, weight, bias, order)
     batch, groups, channels, length, width = sizes
 
@@ -63,7 +64,6 @@ def _arguments(
     """Sizes B, G, R, L, W; the inputs as the kernels take them; and the tensors that must live meanwhile."""
     batch, channels, length = x.shape
     groups, _, width = weight.shape
-    require_order(order, groups, length)
     weight, bias = weight.contiguous(), bias.contiguous()
     order = None if order is None else order.contiguous()
     tensors = (strided(x[:, None]), address(weight), address(bias), address(order))

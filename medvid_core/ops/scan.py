@@ -144,22 +144,19 @@ def grouped_scan(
     """
     name = choose_backend(backend, u.device, u.dtype).name
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
-    with torch.autocast(u.device.type, enabled=False):
-        A, D, delta_bias, initial_state = (
-            None if x is None else x.to(compute) for x in (A, D, delta_bias, initial_state)
-        )
-        sequences = (u, delta, B, C, z)
-        if name != "triton":  # whose kernels read half precision as it is
-            sequences = tuple(None if x is None else x.to(compute) for x in sequences)
-        x, step, B, C, gate = sequences
-        if name in scan_op.MODULES:
-            tensors = (x, step, A, B, C, D, gate, delta_bias, initial_state)
-            keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-            y, last, _ = scan_op.scan(*tensors, order, delta_softplus, name, keep)
-        else:
-            run = _by_mamba_ssm if name == "mamba_ssm" else _by_recurrence(RECURRENCES[name])
-            y, last = _in_order(run, order)(x, step, A, B, C, D, gate, delta_bias, delta_softplus, initial_state)
-        return y.to(u.dtype), last
+    A, D, delta_bias, initial_state = (None if x is None else x.to(compute) for x in (A, D, delta_bias, initial_state))
+    sequences = (u, delta, B, C, z)
+    if name != "triton":  # whose kernels read half precision as it is
+        sequences = tuple(None if x is None else x.to(compute) for x in sequences)
+    x, step, B, C, gate = sequences
+    if name in scan_op.MODULES:
+        tensors = (x, step, A, B, C, D, gate, delta_bias, initial_state)
+        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        y, last, _ = scan_op.scan(*tensors, order, delta_softplus, name, keep)
+    else:
+        run = _by_mamba_ssm if name == "mamba_ssm" else _by_recurrence(RECURRENCES[name])
+        y, last = _in_order(run, order)(x, step, A, B, C, D, gate, delta_bias, delta_softplus, initial_state)
+    return y.to(u.dtype), last
 
 
 RECURRENCES: dict[str, Recurrence] = {"reference": reference_scan, "torch": chunked_scan}

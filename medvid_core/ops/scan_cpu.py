@@ -65,6 +65,7 @@ def forward(
     states: Tensor,
 ) -> None:
     """Fill y, last and, where it has room for them, states; see `scan_op.scan`."""
+    require_order(order, u.shape[1], u.shape[3])
     problem = _Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, order, softplus)
     outputs = (strided(y), address(last), address(states) if states.numel() else 0)
 
@@ -160,7 +161,6 @@ class _Problem:
         self.states = A.shape[-1]
         self.tiles = batch * groups * -(-channels // LANES)
         self.work = self.tiles * length * self.states
-        require_order(order, groups, length)
         B, C = (x if x.stride(2) == 1 else x.transpose(2, 3).contiguous().transpose(2, 3) for x in (B, C))
         A = (A.double() * LOG2_E).float().nan_to_num(nan=math.nan).contiguous()  # exp(delta A) = 2^(delta A log2 e)
         self._kept = (A, B, C, *(None if x is None else x.contiguous() for x in (D, delta_bias, initial_state, order)))
