@@ -21,7 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from medvid_core.ops.scan_op import scan_flops
 
 MAX_STEPS = 64
 """Longest chunk S. Longer chunks would push a tile out of the cache."""
@@ -40,7 +42,7 @@ def chunked_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Backend ``torch``: u, delta [B,D,L], A [D,N], B, C [B,G,N,L], initial_state [B,D,N] -> y, last_state."""
-    y, last = _ChunkedScan.apply(u, delta, A, B, C, initial_state)
+    y, last, _ = _scan(u, delta, A, B, C, initial_state)
     return y, last
 
 
@@ -151,67 +153,117 @@ def _chunk_ends(decay: Tensor, x: Tensor) -> Tensor:
     return state
 
 
-class _ChunkedScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        plan = _Plan.of(u, B)
-        step = plan.pack(delta, plan.per_group)
-        drive = plan.pack(delta * u, plan.per_group)
-        B_, C_ = plan.pack_weights(B), plan.pack_weights(C)
-        A_, start = plan.rows_first(A.expand(plan.batch, -1, -1)), plan.rows_first(initial_state)
+@torch.library.custom_op(
+    "medvid::chunked_scan",
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor start) -> (Tensor, Tensor, Tensor)",
+)
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [B,D,L], the last state [B,D,N], and the states entering the chunks [N,Q,R,K]."""
+    plan = _Plan.of(u, B)
+    step = plan.pack(delta, plan.per_group)
+    drive = plan.pack(delta * u, plan.per_group)
+    B_, C_ = plan.pack_weights(B), plan.pack_weights(C)
+    A_, start = plan.rows_first(A.expand(plan.batch, -1, -1)), plan.rows_first(initial_state)
 
-        y = torch.empty_like(step)
-        last = torch.empty_like(start)
-        entering = start.new_empty(*start.shape[:-1], plan.chunks)
-        decay_buffer, state_buffer = _Buffer(u), _Buffer(u)
-        for q, r in plan.tiles():
-            decay, x = _tile(step[:, q, r], drive[:, q, r], A_[:, q, r], B_[:, :, q], decay_buffer, state_buffer)
-            if plan.chunks == 1:
-                h = start[:, q, r]
-            else:
-                whole = torch.exp(A_[:, q, r] * step[:, q, r].sum(0))
-                h = _entering(whole, _chunk_ends(decay, x), start[:, q, r])
-            entering[:, q, r] = h
-            _advance(decay, x, h)
-            last[:, q, r] = x[-1, ..., -1:]
-            y[:, q, r] = x.mul_(C_[:, :, q]).sum(1)
+    y = torch.empty_like(step)
+    last = torch.empty_like(start)
+    entering = start.new_empty(*start.shape[:-1], plan.chunks)
+    decay_buffer, state_buffer = _Buffer(u), _Buffer(u)
+    for q, r in plan.tiles():
+        decay, x = _tile(step[:, q, r], drive[:, q, r], A_[:, q, r], B_[:, :, q], decay_buffer, state_buffer)
+        if plan.chunks == 1:
+            h = start[:, q, r]
+        else:
+            whole = torch.exp(A_[:, q, r] * step[:, q, r].sum(0))
+            h = _entering(whole, _chunk_ends(decay, x), start[:, q, r])
+        entering[:, q, r] = h
+        _advance(decay, x, h)
+        last[:, q, r] = x[-1, ..., -1:]
+        y[:, q, r] = x.mul_(C_[:, :, q]).sum(1)
 
-        ctx.save_for_backward(u, delta, A, B, C, entering)
-        ctx.plan = plan
-        return plan.unpack(y, plan.per_group), last.squeeze(-1).permute(1, 2, 0).reshape(initial_state.shape)
+    last = last.squeeze(-1).permute(1, 2, 0).reshape(initial_state.shape)
+    return plan.unpack(y, plan.per_group).contiguous(), last.contiguous(), entering
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor, ...]:
-        u, delta, A, B, C, entering = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        step = plan.pack(delta, plan.per_group)
-        drive = plan.pack(delta * u, plan.per_group)
-        grad_out = plan.pack(grad_y, plan.per_group)
-        B_, C_ = plan.pack_weights(B), plan.pack_weights(C)
-        A_, grad_end = plan.rows_first(A.expand(plan.batch, -1, -1)), plan.rows_first(grad_last)
 
-        grads = _Gradients(step, A_, B_)
-        buffers = (_Buffer(u), _Buffer(u), _Buffer(u))
-        for q, r in plan.tiles():
-            decay, x = _tile(step[:, q, r], drive[:, q, r], A_[:, q, r], B_[:, :, q], *buffers[:2])
-            _advance(decay, x, entering[:, q, r])
-            if plan.chunks == 1:
-                adjoint = grad_end[:, q, r].clone()
-            else:
-                whole = torch.exp(A_[:, q, r] * step[:, q, r].sum(0)).flip(-1)
-                first = _adjoint_starts(decay, C_[:, :, q], grad_out[:, q, r]).flip(-1)
-                adjoint = _entering(whole, first, grad_end[:, q, r]).flip(-1)
-            tile = (step[:, q, r], drive[:, q, r], A_[:, q, r], B_[:, :, q], C_[:, :, q], grad_out[:, q, r])
-            grads.accumulate(q, r, tile, decay, x, entering[:, q, r], adjoint, buffers[2])
+@torch.library.register_fake(_scan)
+def _(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = _Plan.of(u, B)
+    entering = u.new_empty(plan.states, plan.batch * plan.groups, plan.per_group, plan.chunks)
+    return u.new_empty(u.shape), initial_state.new_empty(initial_state.shape), entering
 
-        grad_drive = plan.unpack(grads.drive, plan.per_group)
-        grad_delta = plan.unpack(grads.step, plan.per_group) + grad_drive * u
-        grad_A, grad_start = (g.permute(1, 2, 0).reshape(plan.batch, -1, plan.states) for g in (grads.A, grads.start))
-        grad_B, grad_C = (plan.unpack(g.transpose(1, 2), plan.states).reshape(B.shape) for g in (grads.B, grads.C))
-        return grad_drive * delta, grad_delta, grad_A.sum(0), grad_B, grad_C, grad_start
+
+@torch.library.custom_op(
+    "medvid::chunked_scan_backward",
+    mutates_args=(),
+    schema="(Tensor grad_y, Tensor grad_last, Tensor entering, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C) "
+    "-> Tensor[]",
+)
+def _scan_backward(
+    grad_y: Tensor, grad_last: Tensor, entering: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C and the initial state."""
+    plan = _Plan.of(u, B)
+    step = plan.pack(delta, plan.per_group)
+    drive = plan.pack(delta * u, plan.per_group)
+    grad_out = plan.pack(grad_y, plan.per_group)
+    B_, C_ = plan.pack_weights(B), plan.pack_weights(C)
+    A_, grad_end = plan.rows_first(A.expand(plan.batch, -1, -1)), plan.rows_first(grad_last)
+
+    grads = _Gradients(step, A_, B_)
+    buffers = (_Buffer(u), _Buffer(u), _Buffer(u))
+    for q, r in plan.tiles():
+        decay, x = _tile(step[:, q, r], drive[:, q, r], A_[:, q, r], B_[:, :, q], *buffers[:2])
+        _advance(decay, x, entering[:, q, r])
+        if plan.chunks == 1:
+            adjoint = grad_end[:, q, r].clone()
+        else:
+            whole = torch.exp(A_[:, q, r] * step[:, q, r].sum(0)).flip(-1)
+            first = _adjoint_starts(decay, C_[:, :, q], grad_out[:, q, r]).flip(-1)
+            adjoint = _entering(whole, first, grad_end[:, q, r]).flip(-1)
+        tile = (step[:, q, r], drive[:, q, r], A_[:, q, r], B_[:, :, q], C_[:, :, q], grad_out[:, q, r])
+        grads.accumulate(q, r, tile, decay, x, entering[:, q, r], adjoint, buffers[2])
+
+    grad_drive = plan.unpack(grads.drive, plan.per_group)
+    grad_delta = plan.unpack(grads.step, plan.per_group) + grad_drive * u
+    grad_A, grad_start = (g.permute(1, 2, 0).reshape(plan.batch, -1, plan.states) for g in (grads.A, grads.start))
+    grad_B, grad_C = (plan.unpack(g.transpose(1, 2), plan.states).reshape(B.shape) for g in (grads.B, grads.C))
+    results = (grad_drive * delta, grad_delta, grad_A.sum(0), grad_B, grad_C, grad_start)
+    return [x.contiguous() for x in results]
+
+
+@torch.library.register_fake(_scan_backward)
+def _(
+    grad_y: Tensor, grad_last: Tensor, entering: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (u, delta, A, B, C, grad_last)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[2], *inputs[:5])
+
+
+def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_scan_backward(grad_y, grad_last, *ctx.saved_tensors))
+
+
+torch.library.register_autograd(_scan, _backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.medvid.chunked_scan)
+def _(u_shape: tuple[int, ...], delta_shape: Any, A_shape: tuple[int, ...], *rest: Any, **options: Any) -> int:
+    return scan_flops(u_shape, A_shape[-1])
+
+
+@register_flop_formula(torch.ops.medvid.chunked_scan_backward)
+def _(
+    grad_y: Any, last: Any, entering: Any, u: tuple[int, ...], delta: Any, A: tuple[int, ...], *rest: Any, **_: Any
+) -> int:
+    return 2 * scan_flops(u, A[-1])
 
 
 def _tile(
