@@ -132,6 +132,23 @@ def listing(kind: str) -> str:
     )
 
 
+def scan_backends() -> str:
+    """Return every backend of the scan."""
+    from medvid_core.ops import BACKENDS
+
+    rows = [
+        (
+            f"`{name}`",
+            backend.summary,
+            ", ".join(kind for kind in backend.devices if kind != "meta") or "any",
+            ", ".join(str(dtype).removeprefix("torch.") for dtype in backend.dtypes) or "any",
+            f"`{backend.install}`" if backend.install else "with PyTorch",
+        )
+        for name, backend in BACKENDS.items()
+    ]
+    return table(("backend", "what it is", "devices", "types", "install"), rows)
+
+
 def _summary(spec: Spec) -> str:
     if spec.card.summary or not hasattr(spec, "build"):
         return spec.card.summary
@@ -145,4 +162,5 @@ RENDERERS: dict[str, Callable[..., str]] = {
     "card": card,
     "presets": presets,
     "list": listing,
+    "scan-backends": scan_backends,
 }

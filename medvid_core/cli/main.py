@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "segment videos with a trained model",
     "import": "convert weights published elsewhere",
     "plugins": "list what is installed, and what failed to load",
+    "doctor": "check the scan backends of this machine",
 }
 
 EPILOG = """examples:

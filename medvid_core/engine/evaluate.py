@@ -13,9 +13,9 @@ from medvid_core.data.clip import Case
 from medvid_core.data.preprocess import plan_steps
 from medvid_core.data.splits import PARTS, recorded_splits, split_cases
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.run import environment, fingerprint, now, write_json
+from medvid_core.engine.run import environment, fingerprint, now, scan_lines, write_json
 from medvid_core.engine.scoring import CaseRow, Scorer, build_metrics, score_cases, summarise, write_rows
-from medvid_core.engine.setup import accelerator, open_dataset
+from medvid_core.engine.setup import accelerator, open_dataset, scan_choice
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import describe, load_model, model_file, usable_outputs
 from medvid_core.plugins import registry
@@ -59,13 +59,14 @@ def evaluate(
 
     Raises:
         ConfigError: a model file without its run needs ``data``; or the data's classes are not the model's; or a
-            setting that cannot be changed after training. DataError: the folder to write to is not empty; or there
-            is no case to score.
+            setting that cannot be changed after training; or the model's scan backend is absent here. DataError: the
+            folder to write to is not empty; or there is no case to score.
     """
     _check_settings(settings)
     front = accelerator()
     model = load_model(run_or_file)
     info = describe(model)
+    scan = scan_choice(model, front.device)
     file = model_file(run_or_file)
     config_file = file.parent / "config.yaml"
     if not config_file.is_file() and data is None:
@@ -92,6 +93,8 @@ def evaluate(
     )
     progress = Progress(front.is_main_process)
     progress.say(f"scoring  {len(chosen.cases)} of {len(index.cases)} case(s), split {chosen.part}")
+    for line in scan_lines(scan):
+        progress.say(line)
     for note in chosen.notes:
         progress.say(f"note     {note}")
     with progress:
@@ -109,6 +112,7 @@ def evaluate(
         write_rows(folder / "cases.csv", rows)
         record = {
             "model": info.to_dict(),
+            "scan": scan,
             "dataset": {
                 "name": config.dataset.name,
                 "root": config.data_root,

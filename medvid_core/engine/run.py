@@ -23,7 +23,19 @@ from medvid_core.data.clip import Index
 from medvid_core.errors import DataError
 from medvid_core.plugins import Registry
 
-LIBRARIES = ("torch", "torchvision", "accelerate", "monai", "numpy", "av", "safetensors", "omegaconf", "pluggy")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "monai",
+    "numpy",
+    "av",
+    "safetensors",
+    "omegaconf",
+    "pluggy",
+    "numba",
+    "triton",
+)
 
 
 @dataclass
@@ -199,6 +211,12 @@ def header_lines(record: Mapping[str, Any]) -> list[str]:
         f"classes {', '.join(data['classes'])}",
         f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "
         f"{hardware['threads']} threads, precision {record['precision']}",
+        *scan_lines(record["scan"]),
         f"output   {record['directory']}",
         *[f"note     {note}" for note in record["notes"]],
     ]
+
+
+def scan_lines(scan: Mapping[str, str] | None) -> list[str]:
+    """Return the line that says how a model's scans are computed; none where it has none."""
+    return [f"scan     {scan['backend']}: {scan['reason']}"] if scan else []

@@ -33,7 +33,7 @@ from medvid_core.engine.run import (
     write_text,
 )
 from medvid_core.engine.scoring import Scorer, build_metrics
-from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data
+from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import Loss
 from medvid_core.models import ModelInfo, build_model, check_tasks
@@ -73,6 +73,7 @@ class Session:
     observers: Observers
     progress: Progress
     steps: Sequence[Step]
+    scan: dict[str, str] | None
     state: State = field(default_factory=State)
 
     @property
@@ -152,6 +153,7 @@ def open_session(
     if weights is not None:
         _start_from(model, weights)
     freeze(model, composed.model, config.train.trainable)
+    scan = scan_choice(model, front.device, config.train.precision)
     average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
     optimizer = build_optimizer(config.optimizer, model)
     check_tasks(composed.loss, info.outputs)
@@ -190,6 +192,7 @@ def open_session(
         observers=Observers(registry, enabled=front.is_main_process),
         progress=Progress(enabled=front.is_main_process),
         steps=steps,
+        scan=scan,
     )
     if resume is not None:
         _load_state(session)
@@ -295,6 +298,7 @@ def _write_start(session: Session) -> None:
             "skipped": dict(data.index.skipped),
             "fingerprint": fingerprint(data.index),
         },
+        scan=session.scan,
         metrics={metric.name: session.higher_is_better(metric.name) for metric in session.scorer.metrics},
         **environment(session.registry, session.accelerator.device, session.accelerator.num_processes),
         # a resumed run keeps how it was begun

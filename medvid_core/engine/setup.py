@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from medvid_core.config import Composed
 from medvid_core.data.clip import Index
 from medvid_core.data.splits import Splits, split_cases
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo, usable_outputs
+from medvid_core.ops import MambaMixer, choose_backend
 from medvid_core.plugins import Registry
 from medvid_core.specs import resolve
 
@@ -49,6 +51,31 @@ def _leave_group() -> None:
     """Part from the other processes; gloo's threads, where left running, abort the interpreter at its end."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def scan_choice(model: nn.Module, device: torch.device, precision: str = "no") -> dict[str, str] | None:
+    """Return how the scans of a model are computed, and why; None where it has none.
+
+    Args:
+        model: any model.
+        device: where it will run.
+        precision: ``no``, ``bf16`` or ``fp16``.
+
+    Returns:
+        ``backend`` and ``reason``. A model may ask for several backends: they are joined by commas.
+
+    Raises:
+        ConfigError: a backend is asked for by name that is unknown, absent, or does not take such tensors.
+    """
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    asked = dict.fromkeys(module.scan_backend for module in model.modules() if isinstance(module, MambaMixer))
+    choices = [choose_backend(name, device, dtype) for name in asked]
+    if len(choices) <= 1:
+        return {"backend": choices[0].name, "reason": choices[0].reason} if choices else None
+    return {
+        "backend": ", ".join(choice.name for choice in choices),
+        "reason": ", ".join(f"{choice.name} {choice.reason}" for choice in choices),
+    }
 
 
 def check_processes(found: int, expected: int | None) -> None:

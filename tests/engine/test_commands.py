@@ -9,10 +9,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from medvid_core import OutputSpec, create_model, load_model, predict, save_model
+from medvid_core.engine.setup import scan_choice
+from medvid_core.ops import MambaMixer
 
+TINY = ("preset=tiny", "dataset.cases=4", "dataset.frames=5", "dataset.size=[40,40]")
 QUICK = ("--model", "unet", "preset=tiny", "train.max_steps=1", "evaluate.overlays=0")
 
 
@@ -419,6 +424,44 @@ def test_sizes_the_model_cannot_take(refused, tmp_path):
     assert refused(*QUICK, "train.batch_size=3", "train.accumulate=2", "--out", tmp_path / "run") == (
         "train.batch_size=3 cannot be divided among 1 processes with train.accumulate=2: it must be a multiple of 2."
     )
+
+
+# the scan
+
+SCANS = ("--model", "vivim", *TINY, "train.max_steps=1", "evaluate.overlays=0")
+
+
+def test_the_backend_of_the_scan_is_on_record(medvid, tiny_run, tmp_path, capsys):
+    """In the header, in run.json and in summary.json, with the reason; nothing for a model without scans."""
+    medvid(*SCANS, "model.scan_backend=torch", "--out", tmp_path / "run")
+    assert "\nscan     torch: asked for by name\n" in capsys.readouterr().err
+    wanted = {"backend": "torch", "reason": "asked for by name"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["scan"] == wanted
+    medvid("evaluate", tmp_path / "run", "--out", tmp_path / "e")
+    assert "\nscan     torch: asked for by name\n" in capsys.readouterr().err
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["scan"] == wanted
+    assert json.loads((tiny_run / "run.json").read_text())["scan"] is None
+
+
+def test_a_scan_backend_that_cannot_be_used_is_refused_before_training(refused, tmp_path, monkeypatch):
+    missing = {"mamba_ssm": "selective_scan_cuda is not installed"}
+    monkeypatch.setattr("medvid_core.ops.backends.absence", missing.get)
+    assert refused(*SCANS, "model.scan_backend=mamba_ssm", "--out", tmp_path / "run") == (
+        "Scan backend 'mamba_ssm' cannot be used here: selective_scan_cuda is not installed. Choose auto, or install "
+        'it: pip install "medvid-core[mamba-ssm]"'
+    )
+    text = refused(*SCANS, "model.scan_backend=torhc", "--out", tmp_path / "run")
+    assert text.startswith("No scan backend 'torhc'; known: auto, reference, torch, ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_several_scan_backends_lists_them():
+    mixers = [MambaMixer(8, scan_backend=name) for name in ("torch", "reference", "torch")]
+    assert scan_choice(nn.Sequential(*mixers), torch.device("cpu")) == {
+        "backend": "torch, reference",
+        "reason": "torch asked for by name, reference asked for by name",
+    }
+    assert scan_choice(nn.Linear(2, 2), torch.device("cpu"), "bf16") is None
 
 
 def test_one_case_is_trained_and_scored_on_itself(medvid, vtus, tmp_path):
