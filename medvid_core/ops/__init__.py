@@ -2,6 +2,7 @@
 
 from medvid_core.ops.backends import BACKENDS, choose_backend
 from medvid_core.ops.conv import causal_conv1d
+from medvid_core.ops.depthwise import depthwise_conv
 from medvid_core.ops.mamba import BidirectionalMixer, MambaMixer, MixerState, SpatioTemporalMixer
 from medvid_core.ops.scan import selective_scan
 
@@ -13,5 +14,6 @@ __all__ = [
     "SpatioTemporalMixer",
     "causal_conv1d",
     "choose_backend",
+    "depthwise_conv",
     "selective_scan",
 ]

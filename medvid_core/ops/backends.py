@@ -110,7 +110,6 @@ def misfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Choice:
     """The backend that ``name`` stands for, for tensors of this device and type; ``auto`` is the fastest that fits.
 
@@ -119,7 +118,7 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = t
     """
     device = torch.device(device)
     if name == "auto":
-        passed_over = []
+        passed_over: list[str] = []
         for candidate in PREFERRED:
             reason = misfit(candidate, device, dtype) or absence(candidate)
             if reason is None:
@@ -141,3 +140,8 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = t
     if unfit is not None:
         raise ConfigError(f"Scan backend {name!r} cannot be used here: {unfit}. Choose auto.")
     return Choice(name, "asked for by name")
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler, which takes seconds
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+absence._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -54,8 +54,9 @@ def kernel(function: Kernel) -> Kernel:
 @functools.cache
 def _cache_folder() -> Path:
     content = hashlib.sha256()
-    for name in ("lanes.py", "tiles.py", "scan_cpu.py", "conv_cpu.py"):
-        content.update(Path(__file__).with_name(name).read_bytes())
+    here = Path(__file__)
+    for source in (here, here.with_name("tiles.py"), *sorted(here.parent.glob("*_cpu.py"))):
+        content.update(source.read_bytes())
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "medvid" / content.hexdigest()[:16]
 
@@ -101,14 +102,14 @@ lanes = _Lanes()
 
 
 @register_model(_Lanes)
-class _Model(models.PrimitiveModel):
+class _Model(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, frontend_type: Any) -> None:
         super().__init__(manager, frontend_type, _VECTOR)
 
 
 def _arithmetic(function: Any, instruction: str) -> None:
     @infer_global(function)
-    class Template(ConcreteTemplate):
+    class Template(ConcreteTemplate):  # type: ignore[misc]
         cases = [signature(lanes, lanes, lanes)]  # noqa: RUF012
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -169,71 +170,71 @@ def _polynomial(builder: Any, x: Any, coefficients: tuple[float, ...]) -> Any:
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(typing: Any, start: Any, index: Any) -> Any:
     """16 successive numbers at address `start` + `index` elements."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, *args, _VECTOR), align=4)
+        return builder.load(_pointer(builder, args[0], args[1], _VECTOR), align=4)
 
     return lanes(types.int64, types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(typing: Any, start: Any, index: Any, value: Any) -> Any:
     """Write 16 successive numbers."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], _pointer(builder, *args[:2], _VECTOR), align=4)
+        builder.store(args[2], _pointer(builder, args[0], args[1], _VECTOR), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, lanes), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def get(typing: Any, start: Any, index: Any) -> Any:
     """One number at address `start` + `index` elements."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, *args, _FLOAT), align=4)
+        return builder.load(_pointer(builder, args[0], args[1], _FLOAT), align=4)
 
     return types.float32(types.int64, types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def put(typing: Any, start: Any, index: Any, value: Any) -> Any:
     """Write one number."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], _pointer(builder, *args[:2], _FLOAT), align=4)
+        builder.store(args[2], _pointer(builder, args[0], args[1], _FLOAT), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def get_int(typing: Any, start: Any, index: Any) -> Any:
     """One 32-bit integer at address `start` + `index` elements."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = builder.load(_pointer(builder, *args, _INT), align=4)
+        value = builder.load(_pointer(builder, args[0], args[1], _INT), align=4)
         return builder.sext(value, ir.IntType(64))
 
     return types.int64(types.int64, types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def put_int(typing: Any, start: Any, index: Any, value: Any) -> Any:
     """Write one 32-bit integer."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(builder.trunc(args[2], _INT), _pointer(builder, *args[:2], _INT), align=4)
+        builder.store(builder.trunc(args[2], _INT), _pointer(builder, args[0], args[1], _INT), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def splat(typing: Any, value: Any) -> Any:
     """16 times the same number."""
 
@@ -244,7 +245,7 @@ def splat(typing: Any, value: Any) -> Any:
     return lanes(types.float32), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def transpose(typing: Any, source: Any, source_step: Any, target: Any, target_step: Any) -> Any:
     """Turn 16 rows of 16 numbers into columns.
 
@@ -276,7 +277,7 @@ def transpose(typing: Any, source: Any, source_step: Any, target: Any, target_st
 # -- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once where the processor can."""
 
@@ -286,7 +287,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return lanes(lanes, lanes, lanes), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def total(typing: Any, value: Any) -> Any:
     """The sum of the 16 numbers, as a tree."""
 
@@ -306,11 +307,12 @@ def total(typing: Any, value: Any) -> Any:
     return types.float32(lanes), emit
 
 
-def _exp2(builder: Any, x: Any) -> Any:
-    """2^n 2^f with f in [-1/2, 1/2]: a polynomial (largest relative error 8e-8), its exponent raised by n."""
-    x = _smaller(builder, _constant(128.0), _larger(builder, _constant(-126.0), x))  # else n would not fit
-    shifted = builder.fadd(x, _constant(1.5 * 2**23))  # rounds x to n and leaves n in the low bits
-    fraction = builder.fsub(x, builder.fsub(shifted, _constant(1.5 * 2**23)))
+_ROUND = 1.5 * 2**23
+"""Added to a small number, leaves the nearest integer in its low bits."""
+
+
+def _power(builder: Any, fraction: Any, shifted: Any) -> Any:
+    """2^n 2^f: f in [-1/2, 1/2] by a polynomial (largest relative error 8e-8), whose exponent is raised by n."""
     power = _polynomial(
         builder,
         fraction,
@@ -321,23 +323,31 @@ def _exp2(builder: Any, x: Any) -> Any:
     return builder.bitcast(builder.add(builder.bitcast(power, _INTS), exponent), _VECTOR)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def exp2(typing: Any, x: Any) -> Any:
-    """2^x; 2^-126 below that, infinity above the largest number, NaN for NaN."""
+    """2^x; 0 from 2^-127 down, infinity from 2^128 up, NaN for NaN."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _exp2(builder, args[0])
+        # at the limits f is 0, its power 1, and the exponent that of 0 or of infinity
+        x = _smaller(builder, _constant(128.0), _larger(builder, _constant(-127.0), args[0]))
+        shifted = builder.fadd(x, _constant(_ROUND))
+        return _power(builder, builder.fsub(x, builder.fsub(shifted, _constant(_ROUND))), shifted)
 
     return lanes(lanes), emit
 
 
 def _decay(builder: Any, x: Any) -> Any:
-    """exp(-|x|)."""
-    negative = _smaller(builder, builder.fsub(_constant(0.0), x), x)
-    return _exp2(builder, builder.fmul(negative, _constant(LOG2_E)))
+    """exp(-|x|), not below 1e-38, to full precision where |x| is large."""
+    x = _smaller(builder, builder.fsub(_constant(0.0), x), x)
+    x = _larger(builder, _constant(-87.0), x)
+    shifted = _fma(builder, x, _constant(LOG2_E), _constant(_ROUND))
+    n = builder.fsub(shifted, _constant(_ROUND))
+    rest = _fma(builder, n, _constant(-0.693359375), x)  # ln 2 in two parts, the first of few bits (Cody and Waite)
+    rest = _fma(builder, n, _constant(0.693359375 - LN_2), rest)
+    return _power(builder, builder.fmul(rest, _constant(LOG2_E)), shifted)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def softplus(typing: Any, x: Any) -> Any:
     """log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|, and log1p(w) = 2 atanh(w / (2 + w)) by a polynomial."""
 
@@ -362,7 +372,7 @@ def softplus(typing: Any, x: Any) -> Any:
     return lanes(lanes), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def sigmoid(typing: Any, x: Any) -> Any:
     """1 / (1 + e^-x)."""
 

@@ -107,7 +107,7 @@ class MambaMixer(nn.Module):
         delta = (low @ self._stacked("dt_proj{}.weight").transpose(1, 2)).view(count, batch, length, inner)
         if real is not None:
             delta = delta.masked_fill(~real[None, ..., None], -math.inf)  # softplus makes it 0
-        B, C = (x.unflatten(1, (batch, length)).permute(1, 0, 3, 2) for x in (B, C))
+        B, C = (torch.unflatten(x, 1, (batch, length)).permute(1, 0, 3, 2) for x in (B, C))
         return grouped_scan(
             u,
             delta.permute(1, 0, 3, 2),

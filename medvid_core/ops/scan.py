@@ -86,7 +86,7 @@ def selective_scan(
     groups = B.shape[1]
 
     def by_group(x: Tensor | None, axis: int) -> Any:
-        return None if x is None else x.unflatten(axis, (groups, -1))
+        return None if x is None else torch.unflatten(x, axis, (groups, -1))
 
     y, last = grouped_scan(
         by_group(u, 1),
@@ -144,11 +144,14 @@ def grouped_scan(
     """
     name = choose_backend(backend, u.device, u.dtype).name
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
-    A, D, delta_bias, initial_state = (None if x is None else x.to(compute) for x in (A, D, delta_bias, initial_state))
-    sequences = (u, delta, B, C, z)
+
+    def cast(x: Any) -> Any:
+        return None if x is None else x.to(compute)
+
+    A, D, delta_bias, initial_state = (cast(x) for x in (A, D, delta_bias, initial_state))
+    x, step, gate = u, delta, z
     if name != "triton":  # whose kernels read half precision as it is
-        sequences = tuple(None if x is None else x.to(compute) for x in sequences)
-    x, step, B, C, gate = sequences
+        x, step, B, C, gate = (cast(x) for x in (u, delta, B, C, z))
     if name in scan_op.MODULES:
         tensors = (x, step, A, B, C, D, gate, delta_bias, initial_state)
         keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -222,7 +225,19 @@ def _by_mamba_ssm(
         delta_softplus,
         return_last_state=True,
     )
-    return y.view(u.shape), last.view(*u.shape[:3], -1)
+    return y.view(u.shape), _NoGradient.apply(last.view(*u.shape[:3], -1))
+
+
+class _NoGradient(torch.autograd.Function):
+    """mamba-ssm's backward pass takes no notice of the last state; better no gradient than a wrong one."""
+
+    @staticmethod
+    def forward(ctx: Any, last: Tensor) -> Tensor:
+        return last.view_as(last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise ConfigError("Scan backend 'mamba_ssm' gives no gradient through the last state. Choose auto.")
 
 
 def _in_order(run: Callable[..., tuple[Tensor, Tensor]], order: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:

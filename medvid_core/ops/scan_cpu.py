@@ -111,8 +111,7 @@ def backward(
     own = torch.empty(batch, groups, channels, count + 2)  # dA, dD, ddelta_bias of each batch entry
     start = torch.empty(batch, groups, channels, count)
     last = None if grad_last is None else grad_last.contiguous()
-    results = (strided(du), strided(ddelta), strided(dz if z is not None else None))
-    results += (address(shared), address(own), address(start))
+    sums = (address(shared), address(own), address(start))
 
     def run(first: int, end: int) -> None:
         scratch = torch.empty(problem.states * LANES * (4 + 2 * CHUNK) + 7 * WIDE + 3 * LANES + CHUNK)
@@ -124,7 +123,10 @@ def backward(
             strided(grad_y),
             address(last),
             address(states),
-            *results,
+            strided(du),
+            strided(ddelta),
+            strided(None if z is None else dz),
+            *sums,
             address(scratch),
         )
 
@@ -163,8 +165,10 @@ class _Problem:
         self.work = self.tiles * length * self.states
         B, C = (x if x.stride(2) == 1 else x.transpose(2, 3).contiguous().transpose(2, 3) for x in (B, C))
         A = (A.double() * LOG2_E).float().nan_to_num(nan=math.nan).contiguous()  # exp(delta A) = 2^(delta A log2 e)
-        self._kept = (A, B, C, *(None if x is None else x.contiguous() for x in (D, delta_bias, initial_state, order)))
-        A, B, C, D, delta_bias, initial_state, order = self._kept
+        D, delta_bias, initial_state, order = (
+            None if x is None else x.contiguous() for x in (D, delta_bias, initial_state, order)
+        )
+        self._kept = (A, B, C, D, delta_bias, initial_state, order)
         self.arguments = (
             (batch, groups, channels, length, self.states),
             strided(u),

@@ -5,25 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from medvid_core.errors import ConfigError
-from medvid_core.ops import MambaMixer, SpatioTemporalMixer, causal_conv1d, selective_scan
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12), st.integers(1, 5))
-def test_causal_convolution_by_definition(batch: int, channels: int, length: int, width: int) -> None:
-    x, w, b = torch.randn(batch, channels, length), torch.randn(channels, width), torch.randn(channels)
-    wanted = b[:, None].repeat(batch, 1, length)
-    for t in range(length):
-        for j in range(width):
-            past = t - width + 1 + j
-            if past >= 0:
-                wanted[..., t] += w[:, j] * x[..., past]
-    torch.testing.assert_close(causal_conv1d(x, w, b), wanted)
+from medvid_core.ops import BidirectionalMixer, MambaMixer, SpatioTemporalMixer, causal_conv1d, selective_scan
 
 
 def branch(mixer: MambaMixer, x: Tensor, suffix: str) -> Tensor:
@@ -75,6 +60,99 @@ def test_three_orders_by_index(frames: int, height: int, width: int) -> None:
         y = branch(mixer, x[:, order], suffix) * F.silu(z[:, order])
         total[:, order] += y
     torch.testing.assert_close(mixer(tokens, frames)[0], (total / 3).T @ mixer.out_proj.weight.T)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("pieces", [[1] * 7, [3, 4], [5, 1, 1], [7]])
+def test_streaming_equals_the_whole(backend: str, pieces: list[int]) -> None:
+    """One token at a time or several: outputs, last state and gradients are those of the whole sequence."""
+    torch.manual_seed(0)
+    mixer = MambaMixer(5, d_state=3, scan_backend=backend)
+    tokens = torch.randn(2, 7, 5, requires_grad=True)
+    state, outputs = mixer.initial_state(2), []
+    for piece in tokens.split(pieces, dim=1):
+        output, state = mixer.step(piece, state)
+        outputs.append(output)
+    streamed, whole = torch.cat(outputs, 1), mixer(tokens)
+    torch.testing.assert_close(streamed, whole, rtol=1e-5, atol=1e-6)
+    for y in (streamed, whole):
+        y.square().sum().backward(retain_graph=True)
+    gradient = tokens.grad
+    assert gradient is not None
+    tokens.grad = None
+    whole.square().sum().backward()
+    torch.testing.assert_close(gradient / 2, tokens.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_streams_are_rows_of_a_batch() -> None:
+    mixer = MambaMixer(5)
+    tokens = torch.randn(3, 4, 5)
+    together, _ = mixer.step(tokens, mixer.initial_state(3))
+    for sample, wanted in zip(tokens, together, strict=True):
+        alone, state = mixer.step(sample[None], mixer.initial_state(1))
+        torch.testing.assert_close(alone[0], wanted)
+        assert [x.shape for x in state] == [(1, 10, 3), (1, 10, 16)]
+
+
+def test_bidirectional_mixer() -> None:
+    torch.manual_seed(0)
+    mixer = BidirectionalMixer(6, d_state=5)
+    tokens = torch.randn(2, 9, 6)
+    for sample, got in zip(tokens, mixer(tokens), strict=True):
+        x, z = (sample @ mixer.in_proj.weight.T).T.chunk(2)
+        both = (branch(mixer, x, "") + branch(mixer, x.flip(-1), "_b").flip(-1)) / 2
+        torch.testing.assert_close(got, (both * F.silu(z)).T @ mixer.out_proj.weight.T)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_padding_changes_nothing(backend: str) -> None:
+    """A padded sequence gives what it gives alone, whatever the padding holds, and gradients too."""
+    torch.manual_seed(0)
+    mixer = BidirectionalMixer(6, d_state=5, scan_backend=backend)
+    tokens = torch.randn(2, 9, 6)
+    real = torch.arange(9) < torch.tensor([[6], [9]])
+    tokens[0, 6:] = 1e3
+    tokens.requires_grad_()
+    got = mixer(tokens, real)
+    assert got.isfinite().all()
+    alone = mixer(tokens[:1, :6])
+    torch.testing.assert_close(got[:1, :6], alone)
+    torch.testing.assert_close(got[1:], mixer(tokens[1:]))
+    (padded,) = torch.autograd.grad(got[0, :6].sum(), tokens)
+    (wanted,) = torch.autograd.grad(alone.sum(), tokens)
+    torch.testing.assert_close(padded, wanted)
+
+
+def test_autocast() -> None:
+    """Matrix products in bfloat16, the scan in float32."""
+    torch.manual_seed(0)
+    mixer, tokens = SpatioTemporalMixer(16), torch.randn(1, 12, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = mixer(tokens, 3)
+    wanted = mixer(tokens, 3)
+    assert got.dtype == torch.bfloat16
+    assert (got - wanted).abs().max() <= 0.03 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("mixer", [MambaMixer(8), BidirectionalMixer(8), SpatioTemporalMixer(8)])
+def test_backends_agree(mixer: MambaMixer) -> None:
+    tokens = torch.randn(2, 12, 8)
+    words = (3,) if isinstance(mixer, SpatioTemporalMixer) else ()
+    found = []
+    for backend in ("reference", "torch", "cpu"):
+        mixer.scan_backend = backend
+        found.append(mixer(tokens, *words))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_compile_and_export() -> None:
+    mixer, tokens = SpatioTemporalMixer(8), torch.randn(1, 12, 8)
+    wanted = mixer(tokens, 3)
+    compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens, 3), wanted)
+    exported = torch.export.export(mixer, (tokens, 3)).module()
+    torch.testing.assert_close(exported(tokens, 3), wanted)
 
 
 def test_fixed_chunks_differ_from_following_the_clip() -> None:

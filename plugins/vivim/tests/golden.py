@@ -273,8 +273,7 @@ class FullNetwork:
         import_upstream({name: stream_weight(name, tuple(x.shape)) for name, x in own.items()}, self.model)
         self.x = stream("full.clip64", (1, 5, 3, 64, 64), 2.0).requires_grad_()
         self.relu: dict[str, Tensor] = {}
-        self.model.decoder.batch_norm.register_forward_hook(lambda module, inputs, y: self.relu.update(into=y))
-        self.model.decoder.dropout.register_forward_pre_hook(lambda module, inputs: self.relu.update(out=inputs[0]))
+        self.model.decoder.relu.register_forward_hook(lambda module, inputs, y: self.relu.update(into=inputs[0], out=y))
         self.outputs = {name: y[0] for name, y in self.model({"video": self.x}).items()}
         self.total = torch.zeros(())
         for ours, theirs in (("mask", "logits"), ("edge", "edge")):

@@ -34,18 +34,29 @@ class Decoder(nn.Module):
         self.linear_c = nn.ModuleList(Projection(channels, width) for channels in widths)
         self.linear_fuse = nn.Conv2d(len(widths) * width, width, 1, bias=False)
         self.batch_norm = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.apply(init_segformer)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         """Features [M,C_i,h_i,w_i] of all stages -> [M,E,h_0,w_0]."""
         grid = stages[0].shape[2:]
-        # the convolution sees the last stage first
-        fuse = self.linear_fuse.weight.flatten(1).chunk(len(stages), dim=1)[::-1]
-        projections = [cast(Projection, layer).proj for layer in self.linear_c]
-        bias = torch.stack([w @ p.bias for w, p in zip(fuse, projections, strict=True)]).sum(0)
+        weights, bias = self._fused()
         fused = None
-        for x, weight, projection in zip(stages, fuse, projections, strict=True):
-            y = F.conv2d(x, (weight @ projection.weight)[:, :, None, None], bias if fused is None else None)
+        for x, weight in zip(stages, weights, strict=True):
+            y = F.conv2d(x, weight[:, :, None, None], bias if fused is None else None)
             fused = y if fused is None else fused + F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
-        return cast(Tensor, self.dropout(F.relu(self.batch_norm(fused))))
+        return cast(Tensor, self.dropout(self.relu(self.batch_norm(fused) if self.training else fused)))
+
+    def _fused(self) -> tuple[list[Tensor], Tensor]:
+        """One matrix [E,C_i] for each stage, and one bias [E]; in evaluation the batch norm is part of them."""
+        # the convolution sees the last stage first
+        fuse = self.linear_fuse.weight.flatten(1).chunk(len(self.linear_c), dim=1)[::-1]
+        projections = [cast(Projection, layer).proj for layer in self.linear_c]
+        weights = [w @ p.weight for w, p in zip(fuse, projections, strict=True)]
+        bias = torch.stack([w @ p.bias for w, p in zip(fuse, projections, strict=True)]).sum(0)
+        if self.training:
+            return weights, bias
+        norm = self.batch_norm
+        scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
+        return [scale[:, None] * w for w in weights], scale * (bias - cast(Tensor, norm.running_mean)) + norm.bias

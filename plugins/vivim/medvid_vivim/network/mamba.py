@@ -7,7 +7,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvid_core.ops import SpatioTemporalMixer
+from medvid_core.ops import SpatioTemporalMixer, depthwise_conv
 from medvid_vivim.network.segformer import EPS, DropPath, on_grid
 
 Grid = tuple[int, int, int]
@@ -23,8 +23,8 @@ class ClipConv(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Tokens [B,T*h*w,C] -> [B,T*h*w,C]."""
-        volume = on_grid(tokens, *grid)
-        return cast(Tensor, self.dwconv(volume).flatten(2).transpose(1, 2))
+        weight, bias = self.dwconv.weight.squeeze(1), cast(Tensor, self.dwconv.bias)
+        return depthwise_conv(tokens.unflatten(1, grid), weight, bias).flatten(1, 3)
 
 
 class DetailFFN(nn.Module):

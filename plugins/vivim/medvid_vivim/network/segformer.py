@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvid_core.errors import ConfigError
+from medvid_core.ops import depthwise_conv
 from medvid_vivim.config import VivimConfig
 
 EPS = 1e-5
@@ -122,8 +123,8 @@ class FrameConv(nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Tokens [M,h*w,C] -> [M,h*w,C]."""
-        grid = on_grid(tokens, height, width)
-        return cast(Tensor, self.dwconv(grid).flatten(2).transpose(1, 2))
+        weight, bias = self.dwconv.weight, cast(Tensor, self.dwconv.bias)
+        return depthwise_conv(tokens.unflatten(1, (1, height, width)), weight, bias).flatten(1, 3)
 
 
 class MixFFN(nn.Module):
