@@ -1,0 +1,75 @@
+"""The benchmarks run, and what they compare computes the same. Nothing here looks at times."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from medvid_core.ops import SpatioTemporalMixer
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def benchmark_named(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_scan(benchmark_named, capsys):
+    assert benchmark_named("scan").main(["--quick", "--rounds", "1", "--no-memory"]) == 0
+    text = capsys.readouterr().out
+    assert "| `reference` |" in text
+    assert "selective_scan_ref" in text
+    assert "WRONG" not in text
+
+
+def test_scan_tells_a_wrong_row(benchmark_named, monkeypatch, capsys):
+    scan = benchmark_named("scan")
+    right = scan.step_by_step
+    monkeypatch.setattr(scan, "step_by_step", lambda *inputs: 1.01 * right(*inputs))
+    assert scan.main(["--quick", "--rounds", "1", "--no-memory"]) == 1
+    assert "**WRONG: mamba-ssm `selective_scan_ref`" in capsys.readouterr().out
+
+
+def test_extra_memory_grows_with_what_is_held(benchmark_named):
+    scan = benchmark_named("scan")
+    problem = scan.Problem(1, 256, 512, 16)
+    here = torch.ones(10**8)  # a child's count must not begin at what its parent once had
+    held = scan.memory_in_child(scan.REF, problem, CPU)
+    del here
+    assert held > 2 * problem.states * scan.unit(problem)  # decay and drive of every step and state
+
+
+def test_vivim(benchmark_named, capsys):
+    vivim = benchmark_named("vivim")
+    results = {}
+    for mode in vivim.MODES:
+        for variant in vivim.VARIANTS:
+            _, results[variant, mode] = vivim.measure(variant, mode, "tiny", CPU)
+        plain, ours = results["plain", mode], results["ours", mode]
+        assert plain.keys() == ours.keys()
+        assert vivim.apart(ours, plain) < 1e-4
+    assert vivim.main(["--preset", "tiny", "--no-memory"]) == 0
+    assert "decoder and head" in capsys.readouterr().out
+
+
+def test_operations_of_vivim(benchmark_named):
+    vivim = benchmark_named("vivim")
+    plain, ours = (vivim.flops(variant, "tiny") for variant in vivim.VARIANTS)
+    for counted in (plain, ours):
+        whole = counted.pop("whole network")
+        assert sum(counted.values()) == pytest.approx(whole, rel=1e-3)
+    assert plain.keys() == ours.keys()
+    assert ours["decoder and head"] < plain["decoder and head"]
+
+
+def test_plain_mixer_with_given_chunks(benchmark_named):
+    plain = benchmark_named("plain")
+    mixer = SpatioTemporalMixer(8, d_state=4, frames=5)
+    tokens = torch.randn(2, 30, 8)
+    torch.testing.assert_close(plain.plain_mixer(mixer, tokens, 3), mixer(tokens, 3), rtol=1e-4, atol=1e-6)
