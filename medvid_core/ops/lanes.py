@@ -288,23 +288,24 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def total(typing: Any, value: Any) -> Any:
-    """The sum of the 16 numbers, as a tree."""
+def totals(typing: Any, start: Any) -> Any:
+    """Number j is the sum of the 16 numbers of vector j, of 16 successive vectors at address `start`."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        (value,) = args
-        width = LANES
-        while width > 1:
-            half = width // 2
-            nothing = _undefined(value.type)
-            value = builder.fadd(
-                _pick(builder, value, nothing, list(range(half))),
-                _pick(builder, value, nothing, list(range(half, width))),
-            )
-            width = half
-        return builder.extract_element(value, ir.Constant(_INT, 0))
+        index = [ir.Constant(ir.IntType(64), LANES * i) for i in range(LANES)]
+        rows = [builder.load(_pointer(builder, args[0], i, _VECTOR), align=4) for i in index]
+        half = LANES // 2
+        while half:  # two vectors become one that holds, block by block, the halves of the first and of the second
+            lower = [j if not j & half else LANES + j - half for j in range(LANES)]
+            upper = [j + half if not j & half else LANES + j for j in range(LANES)]
+            rows = [
+                builder.fadd(_pick(builder, a, b, lower), _pick(builder, a, b, upper))
+                for a, b in zip(rows[:half], rows[half:], strict=True)
+            ]
+            half //= 2
+        return rows[0]
 
-    return types.float32(lanes), emit
+    return lanes(types.int64), emit
 
 
 _ROUND = 1.5 * 2**23

@@ -230,7 +230,8 @@ class SpatioTemporalMixer(MambaMixer):
                 "Set model.frames=null to follow the clip, or choose a clip length that is a multiple."
             )
         x, z = self._split(tokens)
-        y = self.scan_orders(x, chunks).sum(1) / 3 * F.silu(z)
+        ahead, backward, spatial = self.scan_orders(x, chunks).unbind(1)
+        y = (ahead + backward + spatial) / 3 * F.silu(z)
         return cast(Tensor, self.out_proj(y.transpose(1, 2)))
 
 

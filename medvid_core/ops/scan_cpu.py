@@ -38,7 +38,7 @@ from medvid_core.ops.lanes import (
     softplus,
     splat,
     store,
-    total,
+    totals,
 )
 from medvid_core.ops.scan_op import CHUNK
 from medvid_core.ops.tiles import Strided, address, columns, gather, require_order, scatter, strided, visit
@@ -106,15 +106,18 @@ def backward(
     batch, groups, channels, length = u.shape
     count = A.shape[-1]
     # what tasks that share a group add up, apart for each: together no more than u takes
-    blocks = max(1, min(-(-channels // LANES), channels // (2 * count)))
-    shared = torch.empty(2, batch, groups, blocks, length, count)
+    wide = -(-count // LANES) * LANES
+    blocks = max(1, min(-(-channels // LANES), channels // (2 * wide)))
+    shared = torch.empty(2, batch, groups, blocks, length, wide)
     own = torch.empty(batch, groups, channels, count + 2)  # dA, dD, ddelta_bias of each batch entry
     start = torch.empty(batch, groups, channels, count)
     last = None if grad_last is None else grad_last.contiguous()
     sums = (address(shared), address(own), address(start))
 
     def run(first: int, end: int) -> None:
-        scratch = torch.empty(problem.states * LANES * (4 + 2 * CHUNK) + 7 * WIDE + 3 * LANES + CHUNK)
+        scratch = torch.empty(
+            problem.states * LANES * (4 + 2 * CHUNK) + 7 * WIDE + 2 * LANES + CHUNK + 2 * wide * LANES
+        )
         _backward(
             first,
             end,
@@ -131,13 +134,13 @@ def backward(
         )
 
     share(run, batch * groups * blocks, 3 * problem.work)
-    dB.copy_(shared[0].sum(2).transpose(-1, -2))
-    dC.copy_(shared[1].sum(2).transpose(-1, -2))
-    total_own = own.sum(0)
-    dA.copy_(total_own[..., :count])
+    for grad, parts in ((dB, shared[0]), (dC, shared[1])):
+        grad.copy_(parts.sum(2)[..., :count].transpose(-1, -2))
+    summed = own.sum(0)
+    dA.copy_(summed[..., :count])
     for grad, column in ((dD, count), (dbias, count + 1)):
         if grad.numel():
-            grad.copy_(total_own[..., column])
+            grad.copy_(summed[..., column])
     if dinitial.numel():
         dinitial.copy_(start)
 
@@ -319,14 +322,20 @@ def _walk_back(
     dB: int,
     dC: int,
     add: int,
+    products: int,
     du: int,
     dd: int,
 ) -> None:
     """Gradients of one chunk, in the module's formulas; `adjoint` [N,16] is e of the step after it, then of its first.
 
-    dB and dC are rows [L,N]; where `add`, what they hold is kept.
+    dB and dC are rows [L,wide], wide being N rounded up to whole vectors, as is `products` [2,wide,16]; where `add`,
+    what dB and dC hold is added to.
     """
     size = 4 * count * LANES
+    wide = -(-count // LANES) * LANES
+    for n in range(count, wide):
+        store(products, n * LANES, splat(ZERO))
+        store(products, (wide + n) * LANES, splat(ZERO))
     for s in range(steps - 1, -1, -1):
         at = get_int(positions, s)
         step, value, grad = load(d, s * LANES), load(x, s * LANES), load(dy, s * LANES)
@@ -334,18 +343,20 @@ def _walk_back(
         dx, dstep = splat(ZERO), splat(ZERO)
         for n in range(count):
             g = fma(grad, splat(get(C, at * C_time + n)), load(adjoint, n * LANES))
-            dB_n, dC_n = total(g * drive), total(grad * load(hs + (s + 1) * size, n * LANES))
-            if add:
-                dB_n += get(dB, at * count + n)
-                dC_n += get(dC, at * count + n)
-            put(dB, at * count + n, dB_n)
-            put(dC, at * count + n, dC_n)
+            store(products, n * LANES, g * drive)
+            store(products, (wide + n) * LANES, grad * load(hs + (s + 1) * size, n * LANES))
             dx = fma(g, splat(get(B, at * B_time + n)), dx)
             e = g * load(decays + s * size, n * LANES)
             store(adjoint, n * LANES, e)
             weight = e * load(hs + s * size, n * LANES)
             store(da, n * LANES, fma(weight, step, load(da, n * LANES)))
             dstep = fma(weight, load(a, n * LANES), dstep)
+        for n in range(0, wide, LANES):
+            dB_n, dC_n = totals(products + 4 * n * LANES), totals(products + 4 * (wide + n) * LANES)
+            if add:
+                dB_n, dC_n = dB_n + load(dB, at * wide + n), dC_n + load(dC, at * wide + n)
+            store(dB, at * wide + n, dB_n)
+            store(dC, at * wide + n, dC_n)
         store(du, s * LANES, fma(dx, step, load(skip, 0) * grad))
         store(dd, s * LANES, fma(dx, value, dstep * splat(LN_2_SINGLE)))  # a is A log2 e
 
@@ -392,13 +403,16 @@ def _backward(
     x = hs + (CHUNK + 1) * size
     raw, d, dy = x + 4 * WIDE, x + 8 * WIDE, x + 12 * WIDE
     gate, out, dd = x + 16 * WIDE, x + 20 * WIDE, x + 24 * WIDE
-    bias, skip, positions = x + 28 * WIDE, x + 28 * WIDE + 4 * LANES, x + 28 * WIDE + 8 * LANES
+    wide = -(-count // LANES) * LANES
+    bias, skip = x + 28 * WIDE, x + 28 * WIDE + 4 * LANES
+    products = skip + 4 * LANES
+    positions = products + 8 * wide * LANES
     for task in range(first, end):
         batch, group, block = task // (groups * blocks), task // blocks % groups, task % blocks
         B_start = B.address + 4 * (batch * B.batch + group * B.group)
         C_start = C.address + 4 * (batch * C.batch + group * C.group)
-        dB = shared + 4 * task * length * count
-        dC = dB + 4 * batches * groups * blocks * length * count
+        dB = shared + 4 * task * length * wide
+        dC = dB + 4 * batches * groups * blocks * length * wide
         first_tile = tiles * block // blocks
         for tile in range(first_tile, tiles * (block + 1) // blocks):
             channel = tile * LANES
@@ -436,7 +450,7 @@ def _backward(
                     dskip = fma(load(dy, s * LANES), load(x, s * LANES), dskip)
                 _walk_back(
                     steps, count, a, B_start, B.time, C_start, C.time, positions, d, x, skip, decays, hs, dy, adjoint,
-                    da, dB, dC, tile - first_tile, out, dd,
+                    da, dB, dC, tile - first_tile, products, out, dd,
                 )  # fmt: skip
                 for s in range(steps):
                     grad = load(dd, s * LANES)

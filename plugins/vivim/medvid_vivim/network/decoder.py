@@ -45,7 +45,10 @@ class Decoder(nn.Module):
         fused = None
         for x, weight in zip(stages, weights, strict=True):
             y = F.conv2d(x, weight[:, :, None, None], bias if fused is None else None)
-            fused = y if fused is None else fused + F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
+            if fused is None:
+                fused = y
+            else:
+                fused += F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
         return cast(Tensor, self.dropout(self.relu(self.batch_norm(fused) if self.training else fused)))
 
     def _fused(self) -> tuple[list[Tensor], Tensor]:
