@@ -131,6 +131,7 @@ def measure(variant: str, mode: str, preset: str, device: torch.device) -> tuple
         forget_peak(device)
         cpu, wall = [], []
         for _ in range(ROUNDS[variant]):
+            result: dict[str, Tensor] = {}  # that of the round before must not count
             before = time.process_time(), time.perf_counter()
             result = run(model, size)
             if device.type == "cuda":
@@ -228,7 +229,7 @@ def verdicts(found: dict[tuple[str, str], dict[str, Any]], device: torch.device,
     lines = []
     for what, mode, key, least in wanted:
         value = ratio(found, mode, key)
-        lines.append(verdict(what, None, "–") if value is None else verdict(what, value >= least, f"1/{value:.1f}"))
+        lines.append(verdict(what, None, "–") if value is None else verdict(what, value >= least, f"1/{value:.2f}"))
     return lines
 
 
