@@ -199,11 +199,12 @@ def test_growing_states(device: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(2, 3, 20, 16, 150), (1, 1, 40, 64, 66), (1, 1, 1, 2, 4200)])
+@pytest.mark.parametrize("sizes", [(1, 2, 20, 16, 80), (1, 1, 9, 64, 66), (1, 1, 1, 1, 4200)])
 def test_larger(device: str, sizes: tuple[int, ...]) -> None:
     assert_agrees(problem(*sizes), shuffled(sizes[1], sizes[-1]))
 
 
+@pytest.mark.slow
 def test_more_elements_than_int32_counts(device: str) -> None:
     """A tensor of more than 2^31 elements: its last batch entry alone gives the same."""
     length = 2**20
