@@ -14,6 +14,7 @@ import hashlib
 import math
 import operator
 import os
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,17 +75,26 @@ def share(run: Callable[[int, int], None], items: int, work: int) -> None:
     """Call ``run(first, last)`` for parts of ``range(items)``, in as many threads as PyTorch uses.
 
     Args:
-        run: a kernel that leaves Python's lock alone; parts must not touch what others write.
+        run: calls a kernel; parts must not touch what others write.
         items: how many there are.
         work: about how many vector operations in all; little work is not worth a thread.
     """
     threads = min(torch.get_num_threads(), items, 1 + work // 50_000)
-    if threads == 1:
-        run(0, items)
-        return
-    parts = min(items, 4 * threads)  # more than threads: a core may be busy with something else
+    parts = 1 if threads == 1 else min(items, 4 * threads)  # more than threads: a core may be busy with something else
     edges = [items * part // parts for part in range(parts + 1)]
-    list(_pool(threads).map(run, edges[:-1], edges[1:]))
+    try:
+        _in_threads(run, edges, threads)
+    except (pickle.UnpicklingError, EOFError):  # machine code that was cut short on disk, by a full one for example
+        for file in _cache_folder().rglob("*.nb?"):
+            file.unlink(missing_ok=True)
+        _in_threads(run, edges, threads)
+
+
+def _in_threads(run: Callable[[int, int], None], edges: list[int], threads: int) -> None:
+    if threads == 1:
+        run(edges[0], edges[-1])
+    else:
+        list(_pool(threads).map(run, edges[:-1], edges[1:]))
 
 
 # -- the type -------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def backward(
 
     def run(first: int, end: int) -> None:
         scratch = torch.empty(
-            problem.states * LANES * (4 + 2 * CHUNK) + 7 * WIDE + 2 * LANES + CHUNK + 2 * wide * LANES
+            problem.states * LANES * (5 + 2 * CHUNK) + 7 * WIDE + 2 * LANES + CHUNK + 2 * wide * LANES
         )
         _backward(
             first,
@@ -393,13 +393,8 @@ def _backward(
     tiles = -(-channels // LANES)
     chunks = -(-length // CHUNK)
     size = 4 * count * LANES
-    a, da, adjoint, decays, hs = (
-        scratch,
-        scratch + size,
-        scratch + 2 * size,
-        scratch + 3 * size,
-        scratch + (3 + CHUNK) * size,
-    )
+    a, da, da_chunk, adjoint = scratch, scratch + size, scratch + 2 * size, scratch + 3 * size
+    decays, hs = scratch + 4 * size, scratch + (4 + CHUNK) * size
     x = hs + (CHUNK + 1) * size
     raw, d, dy = x + 4 * WIDE, x + 8 * WIDE, x + 12 * WIDE
     gate, out, dd = x + 16 * WIDE, x + 20 * WIDE, x + 24 * WIDE
@@ -426,6 +421,9 @@ def _backward(
             columns(0, 0, 0, count, da)
             dbias, dskip = splat(ZERO), splat(ZERO)
             for chunk in range(chunks - 1, -1, -1):
+                # sums over time go chunk by chunk: one number after the other would lose digits
+                columns(0, 0, 0, count, da_chunk)
+                dbias_chunk, dskip_chunk = splat(ZERO), splat(ZERO)
                 steps = min(CHUNK, length - chunk * CHUNK)
                 kept = states + 4 * (((batch * groups + group) * chunks + chunk) * count * tiles + tile) * LANES
                 for n in range(count):
@@ -447,17 +445,20 @@ def _backward(
                         store(gate, s * LANES, grad * load(out, s * LANES) * fma(silu, splat(ONE) - slope, slope))
                     scatter(dz, batch, group, channel, real, order, positions, steps, gate)
                 for s in range(steps):
-                    dskip = fma(load(dy, s * LANES), load(x, s * LANES), dskip)
+                    dskip_chunk = fma(load(dy, s * LANES), load(x, s * LANES), dskip_chunk)
                 _walk_back(
                     steps, count, a, B_start, B.time, C_start, C.time, positions, d, x, skip, decays, hs, dy, adjoint,
-                    da, dB, dC, tile - first_tile, products, out, dd,
+                    da_chunk, dB, dC, tile - first_tile, products, out, dd,
                 )  # fmt: skip
                 for s in range(steps):
                     grad = load(dd, s * LANES)
                     if softplus_on:
                         grad = grad * sigmoid(load(raw, s * LANES) + load(bias, 0))
                         store(dd, s * LANES, grad)
-                    dbias = dbias + grad
+                    dbias_chunk = dbias_chunk + grad
+                for n in range(count):
+                    store(da, n * LANES, load(da, n * LANES) + load(da_chunk, n * LANES))
+                dbias, dskip = dbias + dbias_chunk, dskip + dskip_chunk
                 scatter(du, batch, group, channel, real, order, positions, steps, out)
                 scatter(ddelta, batch, group, channel, real, order, positions, steps, dd)
             store(skip, 0, dskip)
