@@ -9,8 +9,10 @@ called with addresses that stay valid during the call, and check nothing.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
+import itertools
 import math
 import operator
 import os
@@ -62,13 +64,38 @@ def _cache_folder() -> Path:
     return Path(base) / "medvid" / content.hexdigest()[:16]
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork, and what OpenMP knows of them would be wrong."""
+    global _forked
+    _forked = True
+    _pool.cache_clear()
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="medvid-ops")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """``GOMP_parallel`` of the GNU OpenMP that PyTorch has loaded; None where it uses another.
+
+    Its threads go on spinning for milliseconds after each of PyTorch's operations. Work of our own in other threads
+    would compete with them for the cores; they are as good as any.
+    """
+    try:
+        return ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
 
 
 def share(run: Callable[[int, int], None], items: int, work: int) -> None:
@@ -91,10 +118,24 @@ def share(run: Callable[[int, int], None], items: int, work: int) -> None:
 
 
 def _in_threads(run: Callable[[int, int], None], edges: list[int], threads: int) -> None:
+    parts = itertools.pairwise(edges)
+    errors: list[BaseException] = []
+
+    def work(_: object = None) -> None:
+        try:
+            for first, last in parts:  # whoever is free takes the next
+                run(first, last)
+        except BaseException as error:
+            errors.append(error)
+
     if threads == 1:
-        run(edges[0], edges[-1])
+        work()
+    elif _openmp() is not None and not _forked:
+        _openmp()(_Body(work), None, threads, 0)
     else:
-        list(_pool(threads).map(run, edges[:-1], edges[1:]))
+        list(_pool(threads).map(work, range(threads)))
+    if errors:
+        raise errors[0]
 
 
 # -- the type -------------------------------------------------------------------------------------------------------
