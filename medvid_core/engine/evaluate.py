@@ -59,14 +59,14 @@ def evaluate(
 
     Raises:
         ConfigError: a model file without its run needs ``data``; or the data's classes are not the model's; or a
-            setting that cannot be changed after training; or the model's scan backend is absent here. DataError: the
-            folder to write to is not empty; or there is no case to score.
+            setting that cannot be changed after training. DataError: the folder to write to is not empty; or there
+            is no case to score.
     """
     _check_settings(settings)
     front = accelerator()
     model = load_model(run_or_file)
     info = describe(model)
-    scan = scan_choice(model, front.device)
+    scan = scan_choice(model, front.device, trained=True)
     file = model_file(run_or_file)
     config_file = file.parent / "config.yaml"
     if not config_file.is_file() and data is None:

@@ -14,7 +14,8 @@ from medvid_core.data.datasets.unlabelled import find_cases
 from medvid_core.data.preprocess import plan_steps
 from medvid_core.engine.inference import segment_case
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.setup import accelerator
+from medvid_core.engine.run import scan_lines
+from medvid_core.engine.setup import accelerator, scan_choice
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import describe, load_model
 from medvid_core.plugins import registry
@@ -66,6 +67,8 @@ def predict(
     _require_free(Path(out), names)
     front.wait_for_everyone()  # until all have looked: the folders that one process makes are no earlier predictions
     progress = Progress(front.is_main_process)
+    for line in scan_lines(scan_choice(model, front.device, trained=True)):
+        progress.say(line)
     folders = []
     with progress:
         mine = list(zip(cases, names, strict=True))[front.process_index :: front.num_processes]

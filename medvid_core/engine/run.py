@@ -21,6 +21,7 @@ import torch
 
 from medvid_core.data.clip import Index
 from medvid_core.errors import DataError
+from medvid_core.ops.backends import kernels_compiled
 from medvid_core.plugins import Registry
 
 LIBRARIES = (
@@ -218,5 +219,10 @@ def header_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def scan_lines(scan: Mapping[str, str] | None) -> list[str]:
-    """Return the line that says how a model's scans are computed; none where it has none."""
-    return [f"scan     {scan['backend']}: {scan['reason']}"] if scan else []
+    """Return the lines that say how a model's scans are computed; none where it has none."""
+    if scan is None:
+        return []
+    lines = [f"scan     {scan['backend']}: {scan['reason']}"]
+    if scan["backend"] == "cpu" and not kernels_compiled():
+        lines.append("note     its kernels are compiled for this processor first, once; that takes half a minute")
+    return lines

@@ -18,6 +18,7 @@ from medvid_core.data.splits import Splits, split_cases
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo, usable_outputs
 from medvid_core.ops import MambaMixer, choose_backend
+from medvid_core.ops.backends import Choice
 from medvid_core.plugins import Registry
 from medvid_core.specs import resolve
 
@@ -53,13 +54,17 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def scan_choice(model: nn.Module, device: torch.device, precision: str = "no") -> dict[str, str] | None:
+def scan_choice(
+    model: nn.Module, device: torch.device, precision: str = "no", trained: bool = False
+) -> dict[str, str] | None:
     """Return how the scans of a model are computed, and why; None where it has none.
 
     Args:
         model: any model.
         device: where it will run.
         precision: ``no``, ``bf16`` or ``fp16``.
+        trained: whether the model comes from elsewhere to be used: a backend that it was trained with and that cannot
+            be used here is replaced, and the reason says so. Backends differ by rounding alone.
 
     Returns:
         ``backend`` and ``reason``. A model may ask for several backends: they are joined by commas.
@@ -68,8 +73,18 @@ def scan_choice(model: nn.Module, device: torch.device, precision: str = "no") -
         ConfigError: a backend is asked for by name that is unknown, absent, or does not take such tensors.
     """
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    asked = dict.fromkeys(module.scan_backend for module in model.modules() if isinstance(module, MambaMixer))
-    choices = [choose_backend(name, device, dtype) for name in asked]
+    mixers = [module for module in model.modules() if isinstance(module, MambaMixer)]
+    choices = []
+    for name in dict.fromkeys(mixer.scan_backend for mixer in mixers):
+        try:
+            choices.append(choose_backend(name, device, dtype))
+        except ConfigError as error:
+            if not trained:
+                raise
+            usual = choose_backend("auto", device, dtype)
+            choices.append(Choice(usual.name, f"{usual.reason}; trained with another: {error}"))
+            for mixer in mixers:
+                mixer.scan_backend = "auto" if mixer.scan_backend == name else mixer.scan_backend
     if len(choices) <= 1:
         return {"backend": choices[0].name, "reason": choices[0].reason} if choices else None
     return {

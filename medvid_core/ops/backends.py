@@ -142,6 +142,16 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = t
     return Choice(name, "asked for by name")
 
 
+def kernels_compiled() -> bool:
+    """Whether the kernels of backend ``cpu`` lie compiled on this machine; else the first call waits for it."""
+    from medvid_core.ops.lanes import cache_folder
+
+    try:
+        return any(cache_folder().rglob("*.nbc"))
+    except RuntimeError:  # there is no home, so nothing is kept
+        return False
+
+
 # what torch.compiler.assume_constant_result does, without importing the compiler, which takes seconds
 choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 absence._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ def kernel(function: Kernel) -> Kernel:
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     before = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = str(_cache_folder())
+        numba.config.CACHE_DIR = str(cache_folder())
         return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
     except (RuntimeError, OSError):
         return numba.njit(**options)(function)  # type: ignore[no-any-return]
@@ -55,7 +55,8 @@ def kernel(function: Kernel) -> Kernel:
 
 
 @functools.cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the machine code is kept; raises RuntimeError where there is no home."""
     content = hashlib.sha256()
     here = Path(__file__)
     for source in (here, here.with_name("tiles.py"), *sorted(here.parent.glob("*_cpu.py"))):
@@ -112,7 +113,7 @@ def share(run: Callable[[int, int], None], items: int, work: int) -> None:
     try:
         _in_threads(run, edges, threads)
     except (pickle.UnpicklingError, EOFError):  # machine code that was cut short on disk, by a full one for example
-        for file in _cache_folder().rglob("*.nb?"):
+        for file in cache_folder().rglob("*.nb?"):
             file.unlink(missing_ok=True)
         _in_threads(run, edges, threads)
 

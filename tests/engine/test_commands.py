@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from medvid_core import OutputSpec, create_model, load_model, predict, save_model
+from medvid_core.engine.run import scan_lines
 from medvid_core.engine.setup import scan_choice
 from medvid_core.ops import MambaMixer
 
@@ -453,6 +454,29 @@ def test_a_scan_backend_that_cannot_be_used_is_refused_before_training(refused, 
     text = refused(*SCANS, "model.scan_backend=torhc", "--out", tmp_path / "run")
     assert text.startswith("No scan backend 'torhc'; known: auto, reference, torch, ")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_model_runs_where_its_backend_is_absent(medvid, tmp_path, monkeypatch, capsys):
+    """Backends differ by rounding alone: another one is taken, and named, with the reason."""
+    medvid(*SCANS, "model.scan_backend=cpu", "--out", tmp_path / "run")
+    monkeypatch.setattr("medvid_core.ops.backends.absence", {"cpu": "numba is not installed"}.get)
+    medvid("evaluate", tmp_path / "run", "--out", tmp_path / "e")
+    assert (
+        "\nscan     torch: fastest here for cpu tensors; not cpu: numba is not installed; trained with another: "
+        "Scan backend 'cpu' cannot be used here: numba is not installed. Choose auto, or install it: pip install numba"
+        in capsys.readouterr().err
+    )
+
+
+def test_compiling_is_announced(monkeypatch):
+    scan = {"backend": "cpu", "reason": "asked for by name"}
+    monkeypatch.setattr("medvid_core.engine.run.kernels_compiled", lambda: False)
+    assert scan_lines(scan) == [
+        "scan     cpu: asked for by name",
+        "note     its kernels are compiled for this processor first, once; that takes half a minute",
+    ]
+    monkeypatch.setattr("medvid_core.engine.run.kernels_compiled", lambda: True)
+    assert len(scan_lines(scan)) == 1
 
 
 def test_a_model_with_several_scan_backends_lists_them():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ class Encoder(nn.Module):
     def forward(self, video: Tensor) -> list[Tensor]:
         """[B,T,C,H,W] -> [B*T,C_i,h_i,w_i] of each stage. A stage's output is the next one's input."""
         clips, frames = video.shape[:2]
-        x = video.flatten(0, 1)
+        # features side by side, as the blocks of tokens need them: nothing is laid out anew between stages
+        x = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         features = []
         for index, layers in enumerate(self.stages):
             x = self.downsample_layers(x, index)
