@@ -10,6 +10,7 @@ computed in float32, also under autocast.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from medvid_core.errors import ConfigError
 from medvid_core.ops import scan_op
 from medvid_core.ops.backends import choose_backend
+from medvid_core.ops.scan_op import Scan
 from medvid_core.ops.scan_torch import chunked_scan
 
 Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -142,90 +144,56 @@ def grouped_scan(
     Raises:
         ValueError: an order that is no permutation (seen by backend ``cpu`` only). ConfigError: as `selective_scan`.
     """
-    name = choose_backend(backend, u.device, u.dtype).name
-    compute = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = u.dtype
+    name = choose_backend(backend, u.device, dtype).name
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
 
     def cast(x: Any) -> Any:
         return None if x is None else x.to(compute)
 
-    A, D, delta_bias, initial_state = (cast(x) for x in (A, D, delta_bias, initial_state))
-    x, step, gate = u, delta, z
     if name != "triton":  # whose kernels read half precision as it is
-        x, step, B, C, gate = (cast(x) for x in (u, delta, B, C, z))
+        u, delta, B, C, z = (cast(x) for x in (u, delta, B, C, z))
+    A, D, delta_bias, initial_state = (cast(x) for x in (A, D, delta_bias, initial_state))
+    given = Scan(u, delta, A, B, C, D, z, delta_bias, initial_state, order, delta_softplus)
     if name in scan_op.MODULES:
-        tensors = (x, step, A, B, C, D, gate, delta_bias, initial_state)
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        y, last, _ = scan_op.scan(*tensors, order, delta_softplus, name, keep)
+        tensors = (x for x in given if isinstance(x, Tensor))
+        keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        y, last, _ = scan_op.scan(*given, name, keep)
     else:
-        run = _by_mamba_ssm if name == "mamba_ssm" else _by_recurrence(RECURRENCES[name])
-        y, last = _in_order(run, order)(x, step, A, B, C, D, gate, delta_bias, delta_softplus, initial_state)
-    return y.to(u.dtype), last
+        run = _by_mamba_ssm if name == "mamba_ssm" else functools.partial(_by_recurrence, RECURRENCES[name])
+        y, last = _in_order(run, given)
+    return y.to(dtype), last
 
 
 RECURRENCES: dict[str, Recurrence] = {"reference": reference_scan, "torch": chunked_scan}
 
 
-def _by_recurrence(recurrence: Recurrence) -> Callable[..., tuple[Tensor, Tensor]]:
+def _by_recurrence(recurrence: Recurrence, given: Scan) -> tuple[Tensor, Tensor]:
     """Everything around the recurrence in plain PyTorch."""
-
-    def run(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        initial_state: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        if delta_bias is not None:
-            delta = delta + delta_bias[..., None]
-        if delta_softplus:
-            delta = F.softplus(delta)  # PyTorch's default threshold is 20, as wanted
-        if initial_state is None:
-            initial_state = u.new_zeros(*u.shape[:3], A.shape[-1])
-        y, last = recurrence(u.flatten(1, 2), delta.flatten(1, 2), A.flatten(0, 1), B, C, initial_state.flatten(1, 2))
-        y, last = y.view(u.shape), last.view(initial_state.shape)
-        if D is not None:
-            y = torch.addcmul(y, u, D[..., None])
-        return (y if z is None else y * F.silu(z)), last
-
-    return run
+    u, delta, A, B, C, D, z, delta_bias, initial_state, _, softplus = given
+    if delta_bias is not None:
+        delta = delta + delta_bias[..., None]
+    if softplus:
+        delta = F.softplus(delta)  # PyTorch's default threshold is 20, as wanted
+    if initial_state is None:
+        initial_state = u.new_zeros(*u.shape[:3], A.shape[-1])
+    y, last = recurrence(u.flatten(1, 2), delta.flatten(1, 2), A.flatten(0, 1), B, C, initial_state.flatten(1, 2))
+    y, last = y.view(u.shape), last.view(initial_state.shape)
+    if D is not None:
+        y = torch.addcmul(y, u, D[..., None])
+    return (y if z is None else y * F.silu(z)), last
 
 
-def _by_mamba_ssm(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _by_mamba_ssm(given: Scan) -> tuple[Tensor, Tensor]:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    if initial_state is not None:
+    if given.initial_state is not None:
         raise ConfigError("Scan backend 'mamba_ssm' cannot start from a state. Choose auto.")
-    flat = [None if x is None else x.flatten(1, 2).contiguous() for x in (u, delta, z)]
-    parameters = [None if x is None else x.flatten(0, 1).contiguous() for x in (A, D, delta_bias)]
-    y, last = selective_scan_fn(
-        flat[0],
-        flat[1],
-        parameters[0],
-        B.contiguous(),
-        C.contiguous(),
-        parameters[1],
-        flat[2],
-        parameters[2],
-        delta_softplus,
-        return_last_state=True,
-    )
-    return y.view(u.shape), _NoGradient.apply(last.view(*u.shape[:3], -1))
+    u, delta, z = (None if x is None else x.flatten(1, 2).contiguous() for x in (given.u, given.delta, given.z))
+    A, D, bias = (None if x is None else x.flatten(0, 1).contiguous() for x in (given.A, given.D, given.delta_bias))
+    B, C = given.B.contiguous(), given.C.contiguous()
+    y, last = selective_scan_fn(u, delta, A, B, C, D, z, bias, given.softplus, return_last_state=True)
+    return y.view(given.u.shape), _NoGradient.apply(last.view(*given.u.shape[:3], -1))
 
 
 class _NoGradient(torch.autograd.Function):
@@ -240,24 +208,18 @@ class _NoGradient(torch.autograd.Function):
         raise ConfigError("Scan backend 'mamba_ssm' gives no gradient through the last state. Choose auto.")
 
 
-def _in_order(run: Callable[..., tuple[Tensor, Tensor]], order: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
+def _in_order(run: Callable[[Scan], tuple[Tensor, Tensor]], given: Scan) -> tuple[Tensor, Tensor]:
     """Lay the sequences out as they are visited, and the output back: for backends that know one order only."""
-    if order is None:
-        return run
-    visited = order.long()[:, None]  # [G,1,L]
-    home = visited.argsort(-1)
+    if given.order is None:
+        return run(given)
+    visited = given.order.long()[None, :, None]  # [1,G,1,L]
 
-    def moved(x: Tensor | None, positions: Tensor) -> Tensor | None:
-        return None if x is None else torch.take_along_dim(x, positions[None], -1)
+    def moved(x: Any) -> Any:
+        return None if x is None else torch.take_along_dim(x, visited, -1)
 
-    def ordered(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Any, z: Tensor | None, *rest: Any
-    ) -> tuple[Tensor, Tensor]:
-        u_, delta_, B_, C_, z_ = (moved(x, visited) for x in (u, delta, B, C, z))
-        y, last = run(u_, delta_, A, B_, C_, D, z_, *rest)
-        return torch.take_along_dim(y, home[None], -1), last
-
-    return ordered
+    u, delta, B, C, z = (moved(x) for x in (given.u, given.delta, given.B, given.C, given.z))
+    y, last = run(given._replace(u=u, delta=delta, B=B, C=C, z=z, order=None))
+    return torch.take_along_dim(y, visited.argsort(-1), -1), last
 
 
 def _check(

@@ -40,7 +40,7 @@ from medvid_core.ops.lanes import (
     store,
     totals,
 )
-from medvid_core.ops.scan_op import CHUNK
+from medvid_core.ops.scan_op import CHUNK, Gradients, Scan
 from medvid_core.ops.tiles import Strided, address, columns, gather, require_order, scatter, strided, visit
 
 ZERO, ONE, LN_2_SINGLE = np.float32(0), np.float32(1), np.float32(LN_2)
@@ -48,25 +48,10 @@ WIDE = CHUNK * LANES
 """Elements of one sequence of one task's chunk."""
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    y: Tensor,
-    last: Tensor,
-    states: Tensor,
-) -> None:
+def forward(given: Scan, y: Tensor, last: Tensor, states: Tensor) -> None:
     """Fill y, last and, where it has room for them, states; see `scan_op.scan`."""
-    require_order(order, u.shape[1], u.shape[3])
-    problem = _Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, order, softplus)
+    require_order(given.order, given.u.shape[1], given.u.shape[3])
+    problem = _Problem(given)
     outputs = (strided(y), address(last), address(states) if states.numel() else 0)
 
     def run(first: int, end: int) -> None:
@@ -76,35 +61,11 @@ def forward(
     share(run, problem.tiles, problem.work)
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    du: Tensor,
-    ddelta: Tensor,
-    dA: Tensor,
-    dB: Tensor,
-    dC: Tensor,
-    dD: Tensor,
-    dz: Tensor,
-    dbias: Tensor,
-    dinitial: Tensor,
-) -> None:
+def backward(grad_y: Tensor, grad_last: Tensor | None, states: Tensor, given: Scan, grads: Gradients) -> None:
     """Fill the gradients; see `scan_op.scan_backward`."""
-    problem = _Problem(u, delta, A, B, C, D, z, delta_bias, initial_state, order, softplus)
-    batch, groups, channels, length = u.shape
-    count = A.shape[-1]
+    problem = _Problem(given)
+    batch, groups, channels, length = given.u.shape
+    count = problem.states
     # what tasks that share a group add up, apart for each: together no more than u takes
     wide = -(-count // LANES) * LANES
     blocks = max(1, min(-(-channels // LANES), channels // (2 * wide)))
@@ -112,79 +73,55 @@ def backward(
     own = torch.empty(batch, groups, channels, count + 2)  # dA, dD, ddelta_bias of each batch entry
     start = torch.empty(batch, groups, channels, count)
     last = None if grad_last is None else grad_last.contiguous()
+    incoming = (strided(grad_y), address(last), address(states))
+    outgoing = (strided(grads.u), strided(grads.delta), strided(None if given.z is None else grads.z))
     sums = (address(shared), address(own), address(start))
 
     def run(first: int, end: int) -> None:
-        scratch = torch.empty(
-            problem.states * LANES * (5 + 2 * CHUNK) + 7 * WIDE + 2 * LANES + CHUNK + 2 * wide * LANES
-        )
-        _backward(
-            first,
-            end,
-            blocks,
-            *problem.arguments,
-            strided(grad_y),
-            address(last),
-            address(states),
-            strided(du),
-            strided(ddelta),
-            strided(None if z is None else dz),
-            *sums,
-            address(scratch),
-        )
+        size = count * LANES * (5 + 2 * CHUNK) + 7 * WIDE + 2 * LANES + CHUNK + 2 * wide * LANES
+        scratch = torch.empty(size)
+        _backward(first, end, blocks, *problem.arguments, *incoming, *outgoing, *sums, address(scratch))
 
     share(run, batch * groups * blocks, 3 * problem.work)
-    for grad, parts in ((dB, shared[0]), (dC, shared[1])):
+    for grad, parts in ((grads.B, shared[0]), (grads.C, shared[1])):
         grad.copy_(parts.sum(2)[..., :count].transpose(-1, -2))
     summed = own.sum(0)
-    dA.copy_(summed[..., :count])
-    for grad, column in ((dD, count), (dbias, count + 1)):
+    grads.A.copy_(summed[..., :count])
+    for grad, column in ((grads.D, count), (grads.delta_bias, count + 1)):
         if grad.numel():
             grad.copy_(summed[..., column])
-    if dinitial.numel():
-        dinitial.copy_(start)
+    if grads.initial_state.numel():
+        grads.initial_state.copy_(start)
 
 
 class _Problem:
     """The inputs as the kernels take them. Holds on to the tensors whose addresses it gives away."""
 
-    def __init__(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        initial_state: Tensor | None,
-        order: Tensor | None,
-        softplus: bool,
-    ) -> None:
-        batch, groups, channels, length = u.shape
-        self.states = A.shape[-1]
+    def __init__(self, given: Scan) -> None:
+        batch, groups, channels, length = given.u.shape
+        self.states = given.A.shape[-1]
         self.tiles = batch * groups * -(-channels // LANES)
         self.work = self.tiles * length * self.states
-        B, C = (x if x.stride(2) == 1 else x.transpose(2, 3).contiguous().transpose(2, 3) for x in (B, C))
-        A = (A.double() * LOG2_E).float().nan_to_num(nan=math.nan).contiguous()  # exp(delta A) = 2^(delta A log2 e)
+        B, C = (x if x.stride(2) == 1 else x.transpose(2, 3).contiguous().transpose(2, 3) for x in (given.B, given.C))
+        # exp(delta A) = 2^(delta A log2 e)
+        A = (given.A.double() * LOG2_E).float().nan_to_num(nan=math.nan, posinf=math.inf, neginf=-math.inf).contiguous()
         D, delta_bias, initial_state, order = (
-            None if x is None else x.contiguous() for x in (D, delta_bias, initial_state, order)
+            None if x is None else x.contiguous() for x in (given.D, given.delta_bias, given.initial_state, given.order)
         )
-        self._kept = (A, B, C, D, delta_bias, initial_state, order)
+        self._kept = (given, A, B, C, D, delta_bias, initial_state, order)
         self.arguments = (
             (batch, groups, channels, length, self.states),
-            strided(u),
-            strided(delta),
+            strided(given.u),
+            strided(given.delta),
             address(A),
             strided(B),
             strided(C),
             address(D),
-            strided(z),
+            strided(given.z),
             address(delta_bias),
             address(initial_state),
             address(order),
-            int(softplus),
+            int(given.softplus),
         )
 
 

@@ -12,15 +12,17 @@ Channels come as G groups of R, with any strides, so that a layer can keep the l
 `order` holds a permutation for each group: its scan visits position ``order[g, 0]``, then ``order[g, 1]``, and so on;
 every tensor, the output too, stays where it is. None is 0, 1, 2, ….
 
-The forward pass may keep the states that enter each chunk of `CHUNK` visited positions; the backward pass starts from
-them and computes the rest again, so that nothing of size B*D*L*N is ever held.
+The forward pass may keep the states that enter each chunk of `CHUNK` visited positions (where L is no multiple, the
+backend decides which chunk is short); the backward pass starts from them and computes the rest again, so that nothing
+of size B*D*L*N is ever held.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,101 +47,96 @@ def _states_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
     return (batch, groups, chunks, A.shape[-1], -(-channels // LANES) * LANES)
 
 
-_INPUTS = (
+class Scan(NamedTuple):
+    """What a scan reads, in the shapes above; `softplus` says whether delta + delta_bias passes through it."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    initial_state: Tensor | None
+    order: Tensor | None
+    softplus: bool
+
+
+class Gradients(NamedTuple):
+    """Where the gradients go, each of its tensor's type; that of an absent input is empty."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    z: Tensor
+    delta_bias: Tensor
+    initial_state: Tensor
+
+
+_SCHEMA = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
     "Tensor? initial_state, Tensor? order, bool softplus, str backend"
 )
 
 
 @torch.library.custom_op(
-    "medvid::selective_scan", mutates_args=(), schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)"
+    "medvid::selective_scan", mutates_args=(), schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor)"
 )
-def scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    backend: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Run the scan by one backend.
 
     Args:
-        softplus: whether delta + delta_bias passes through softplus.
-        backend: a key of `MODULES`.
-        keep: whether to keep states for the backward pass.
+        arguments: the fields of `Scan`; a key of `MODULES`; whether to keep states for the backward pass.
 
     Returns:
         y [B,G,R,L], of the type and strides of u; the last state [B,G,R,N] float32; the states entering each chunk,
         [B, G, ceil(L/CHUNK), N, R padded to a multiple of LANES] float32, or none of them.
     """
-    y = torch.empty_like(u)
-    last = torch.empty(*u.shape[:3], A.shape[-1], dtype=torch.float32, device=u.device)
-    states = torch.empty(_states_shape(u, A, keep), dtype=torch.float32, device=u.device)
-    _module(backend).forward(u, delta, A, B, C, D, z, delta_bias, initial_state, order, softplus, y, last, states)
+    *inputs, backend, keep = arguments
+    given = Scan(*inputs)
+    y, last, states = _outputs(given.u, given.A, keep)
+    _module(backend).forward(given, y, last, states)
     return y, last, states
 
 
-@torch.library.register_fake(scan)
-def _(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    keep: bool = rest[-1]
+def _outputs(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     last = u.new_empty(*u.shape[:3], A.shape[-1], dtype=torch.float32)
     return torch.empty_like(u), last, u.new_empty(_states_shape(u, A, keep), dtype=torch.float32)
 
 
-_GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+@torch.library.register_fake(scan)
+def _(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(u, A, rest[-1])
 
 
 @torch.library.custom_op(
     "medvid::selective_scan_backward",
     mutates_args=(),
-    schema=f"(Tensor? grad_y, Tensor? grad_last, Tensor states, {_INPUTS}) -> Tensor[]",
+    schema=f"(Tensor? grad_y, Tensor? grad_last, Tensor states, {_SCHEMA}) -> Tensor[]",
 )
-def scan_backward(
-    grad_y: Tensor | None,
-    grad_last: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    backend: str,
-) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, each of its tensor's type and strides.
-
-    The gradient of an absent input is an empty tensor.
-    """
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+def scan_backward(grad_y: Tensor | None, grad_last: Tensor | None, states: Tensor, *arguments: Any) -> list[Tensor]:
+    """The fields of `Gradients`, for the fields of `Scan` and a key of `MODULES`."""
+    *inputs, backend = arguments
+    given = Scan(*inputs)
     if grad_y is None:
-        grad_y = torch.zeros_like(u)
+        grad_y = torch.zeros_like(given.u)
     grads = _like(inputs)
-    _module(backend).backward(grad_y, grad_last, states, *inputs, order, softplus, *grads)
+    _module(backend).backward(grad_y, grad_last, states, given, Gradients(*grads))
     return grads
 
 
-def _like(inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
-    first = inputs[0]
-    assert first is not None
-    return [first.new_empty(0) if x is None else torch.empty_like(x) for x in inputs]
+def _like(inputs: Sequence[Any]) -> list[Tensor]:
+    tensors = inputs[: len(Gradients._fields)]
+    return [inputs[0].new_empty(0) if x is None else torch.empty_like(x) for x in tensors]
 
 
 @torch.library.register_fake(scan_backward)
 def _(grad_y: Tensor | None, grad_last: Tensor | None, states: Tensor, *inputs: Any) -> list[Tensor]:
-    return _like(inputs[: len(_GRADIENTS)])
+    return _like(inputs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -151,9 +148,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     states, *tensors = ctx.saved_tensors
     found = scan_backward(grad_y, grad_last, states, *tensors, ctx.softplus, ctx.backend)
-    wanted = (
-        grad if needed else None for grad, needed in zip(found, ctx.needs_input_grad[: len(_GRADIENTS)], strict=True)
-    )
+    wanted = (grad if needed else None for grad, needed in zip(found, ctx.needs_input_grad[: len(found)], strict=True))
     return (*wanted, None, None, None, None)
 
 

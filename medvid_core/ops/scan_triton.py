@@ -47,7 +47,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from medvid_core.ops.scan_op import CHUNK
+from medvid_core.ops.scan_op import CHUNK, Gradients, Scan
 
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
 
@@ -731,23 +731,9 @@ def put_home(
 OPTIONS: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": True}
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    y: Tensor,
-    last: Tensor,
-    states: Tensor,
-) -> None:
+def forward(given: Scan, y: Tensor, last: Tensor, states: Tensor) -> None:
     """Fill y, last and, where it has room for them, states; see `scan_op.scan`."""
+    u, delta, A, B, C, D, z, delta_bias, initial_state, order, softplus = given
     batch, groups, channels, length = u.shape
     count = A.shape[-1]
     chunks = -(-length // CHUNK)
@@ -765,32 +751,9 @@ def forward(
         outputs[grid](*_strided(u, delta, z, y), A, *_strided(B, C), D, bias, order, states, *sizes, **OPTIONS)
 
 
-def backward(
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    order: Tensor | None,
-    softplus: bool,
-    du: Tensor,
-    ddelta: Tensor,
-    dA: Tensor,
-    dB: Tensor,
-    dC: Tensor,
-    dD: Tensor,
-    dz: Tensor,
-    dbias: Tensor,
-    dinitial: Tensor,
-) -> None:
+def backward(grad_y: Tensor, grad_last: Tensor | None, states: Tensor, given: Scan, grads: Gradients) -> None:
     """Fill the gradients; see `scan_op.scan_backward`."""
+    u, delta, A, B, C, D, z, delta_bias, _, order, softplus = given
     batch, groups, channels, length = u.shape
     count = A.shape[-1]
     chunks, padded = states.shape[2], states.shape[-1]
@@ -817,9 +780,17 @@ def backward(
             *(groups, channels, count, length, chunks, wide, padded, softplus, WIDE),
             **OPTIONS,
         )
-        _across_chunks(A, sums, adjoint, grad_last, dinitial if dinitial.numel() else None, channels, back=True)
+        _across_chunks(
+            A,
+            sums,
+            adjoint,
+            grad_last,
+            grads.initial_state if grads.initial_state.numel() else None,
+            channels,
+            back=True,
+        )
         gradients[(tiles * shares,)](
-            *_strided(grad_y, u, delta, z, du, ddelta, None if z is None else dz),
+            *_strided(grad_y, u, delta, z, grads.u, grads.delta, None if z is None else grads.z),
             A,
             *_strided(B, C),
             D,
@@ -831,10 +802,10 @@ def backward(
             *(groups, channels, count, length, chunks, blocks, per_program, shares, padded, softplus, NARROW),
             **OPTIONS,
         )
-        for share, grad in ((of_B, dB), (of_C, dC)):
+        for share, grad in ((of_B, grads.B), (of_C, grads.C)):
             put_home[(tiles * count,)](share, *_strided(grad), order, groups, count, length, chunks, shares, **OPTIONS)
-    dA.copy_(of_rates.sum((0, 2))[..., :channels].transpose(-1, -2))
-    for grad, own in ((dD, of_skips), (dbias, of_biases)):
+    grads.A.copy_(of_rates.sum((0, 2))[..., :channels].transpose(-1, -2))
+    for grad, own in ((grads.D, of_skips), (grads.delta_bias, of_biases)):
         if grad.numel():
             grad.copy_(own.sum((0, 2))[..., :channels])
 

@@ -172,11 +172,10 @@ def test_a_wrong_convolution_is_found(examined, monkeypatch):
 
 def test_mamba_ssm_is_compared_without_what_it_cannot_do(monkeypatch):
     """It takes no initial state, and passes no gradient through the last one."""
-    by_reference = scan._by_recurrence(scan.reference_scan)
 
-    def like_mamba_ssm(*inputs):
-        assert inputs[-1] is None
-        y, last = by_reference(*inputs)
+    def like_mamba_ssm(given):
+        assert given.initial_state is None
+        y, last = scan._by_recurrence(scan.reference_scan, given)
         return y, last.detach()
 
     monkeypatch.setattr(doctor, "CASES", CASES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from medvid_core.errors import ConfigError
-from medvid_core.ops import choose_backend, scan_torch, selective_scan
+from medvid_core.ops import choose_backend, scan, scan_torch, selective_scan
+from medvid_core.ops.backends import Choice
 from medvid_core.ops.scan import grouped_scan
 
 HERE = ["reference", "torch", "cpu"]
@@ -468,3 +471,44 @@ def test_empty_sequence_and_groups_that_do_not_divide() -> None:
         selective_scan(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0), -torch.ones(2, 1), *[torch.zeros(1, 1, 0)] * 2)
     with pytest.raises(ValueError, match=r"^B must .* G dividing D = 3"):
         selective_scan(*[torch.zeros(1, 3, 4)] * 2, -torch.ones(3, 1), *[torch.zeros(1, 2, 1, 4)] * 2)
+
+
+@pytest.fixture
+def mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the CUDA package, by the reference."""
+
+    def selective_scan_fn(
+        u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, bias: Any, softplus: bool, return_last_state: bool
+    ) -> Any:
+        assert all(x is None or x.is_contiguous() for x in (u, delta, A, B, C, D, z, bias))
+        assert return_last_state
+        return selective_scan(u, delta, A, B, C, D, z, bias, softplus, True, backend="reference")
+
+    interface = SimpleNamespace(selective_scan_fn=selective_scan_fn)
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", interface)
+    monkeypatch.setattr(scan, "choose_backend", lambda name, *_: Choice(name, ""))
+
+
+@pytest.mark.usefixtures("mamba_ssm")
+def test_mamba_ssm_is_called_as_it_wants() -> None:
+    inputs = problem(2, 2, 3, 4, 20)
+    del inputs["initial_state"]
+    got, wanted = (selective_scan(**inputs, delta_softplus=True, backend=name) for name in ("mamba_ssm", "reference"))
+    assert isinstance(got, Tensor)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.sum(), inputs["B"]), torch.autograd.grad(wanted.sum(), inputs["B"])
+    )
+
+
+@pytest.mark.usefixtures("mamba_ssm")
+def test_what_mamba_ssm_cannot_do_is_refused() -> None:
+    inputs = problem(1, 1, 3, 4, 20)
+    with pytest.raises(ConfigError, match="'mamba_ssm' cannot start from a state"):
+        selective_scan(**inputs, backend="mamba_ssm")
+    del inputs["initial_state"]
+    _, last = selective_scan(**inputs, return_last_state=True, backend="mamba_ssm")
+    with pytest.raises(ConfigError, match="'mamba_ssm' gives no gradient through the last state"):
+        last.sum().backward()

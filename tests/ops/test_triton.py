@@ -22,6 +22,7 @@ from medvid_core.ops import conv_triton, scan_triton, selective_scan
 from medvid_core.ops.backends import interpreted
 from medvid_core.ops.conv import grouped_causal_conv
 from medvid_core.ops.scan import grouped_scan
+from medvid_core.ops.scan_op import Gradients, Scan
 
 DEVICE = "cpu" if interpreted() else "cuda"
 AXES = {"u": "BGRL", "delta": "BGRL", "A": "GRN", "B": "BGNL", "C": "BGNL"}
@@ -333,9 +334,9 @@ def launches(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, full: bool) ->
     order = torch.zeros(groups, length, dtype=torch.int32) if full else None
     rest = (own, u, own, start) if full else (None, None, None, None)
     grads = [torch.empty(0) if x is None else x for x in (u, u, A, B, B, *rest)]
-    inputs = (u, u, A, B, B, *rest, order, full)
-    scan_triton.forward(*inputs, u, start, kept)
-    scan_triton.backward(u, start if full else None, kept, *inputs, *grads)
+    given = Scan(u, u, A, B, B, *rest, order, full)
+    scan_triton.forward(given, u, start, kept)
+    scan_triton.backward(u, start if full else None, kept, given, Gradients(*grads))
     weight = torch.zeros(groups, channels, 4)
     conv_triton.forward(u[:, 0], weight, own, order, u)
     conv_triton.backward(u, u[:, 0], weight, own, order, u[:, 0], weight, own)
