@@ -67,7 +67,7 @@ def predict(
     _require_free(Path(out), names)
     front.wait_for_everyone()  # until all have looked: the folders that one process makes are no earlier predictions
     progress = Progress(front.is_main_process)
-    for line in scan_lines(scan_choice(model, front.device, trained=True)):
+    for line in scan_lines(scan_choice(model, front.device, trained=model is not model_or_run)):
         progress.say(line)
     folders = []
     with progress:

@@ -17,7 +17,7 @@ from medvid_core.data.clip import Index
 from medvid_core.data.splits import Splits, split_cases
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo, usable_outputs
-from medvid_core.ops import MambaMixer, choose_backend
+from medvid_core.ops import ScanMixer, choose_backend
 from medvid_core.ops.backends import Choice
 from medvid_core.plugins import Registry
 from medvid_core.specs import resolve
@@ -73,7 +73,7 @@ def scan_choice(
         ConfigError: a backend is asked for by name that is unknown, absent, or does not take such tensors.
     """
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    mixers = [module for module in model.modules() if isinstance(module, MambaMixer)]
+    mixers = [module for module in model.modules() if isinstance(module, ScanMixer)]
     choices = []
     for name in dict.fromkeys(mixer.scan_backend for mixer in mixers):
         try:

@@ -3,7 +3,7 @@
 from medvid_core.ops.backends import BACKENDS, choose_backend
 from medvid_core.ops.conv import causal_conv1d
 from medvid_core.ops.depthwise import depthwise_conv
-from medvid_core.ops.mamba import BidirectionalMixer, MambaMixer, MixerState, SpatioTemporalMixer
+from medvid_core.ops.mamba import BidirectionalMixer, MambaMixer, MixerState, ScanMixer, SpatioTemporalMixer
 from medvid_core.ops.scan import selective_scan
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "BidirectionalMixer",
     "MambaMixer",
     "MixerState",
+    "ScanMixer",
     "SpatioTemporalMixer",
     "causal_conv1d",
     "choose_backend",

@@ -88,14 +88,14 @@ def absence(name: str) -> str | None:
     module = BACKENDS[name].module
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed"
-    if name == "mamba_ssm":  # an extension module: it may be there and not load
-        try:
-            importlib.import_module(module)
-            importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-        except Exception as error:
-            return f"mamba-ssm does not load: {error}"
     if name in ("triton", "mamba_ssm") and not torch.cuda.is_available() and not (name == "triton" and interpreted()):
         return "there is no GPU that PyTorch can use"
+    try:  # it may be there and not load: built for another library, for example
+        importlib.import_module(module)
+        if name == "mamba_ssm":
+            importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    except Exception as error:
+        return f"{module} does not load: {error}"
     return None
 
 
@@ -148,7 +148,7 @@ def kernels_compiled() -> bool:
 
     try:
         return any(cache_folder().rglob("*.nbc"))
-    except RuntimeError:  # there is no home, so nothing is kept
+    except (OSError, RuntimeError):  # there is no home, so nothing is kept
         return False
 
 

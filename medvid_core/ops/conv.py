@@ -48,7 +48,16 @@ def grouped_causal_conv(
 
     Returns:
         [B,G,R,L] in x's type, every position where it was; in memory [G,B,L,R].
+
+    Raises:
+        ValueError: a shape that does not fit, naming the argument; or an order that is no permutation.
     """
+    if weight.dim() != 3 or weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight must have shape [G,R,W] with R = {x.shape[1]}; got {tuple(weight.shape)}.")
+    if bias.shape != weight.shape[:2]:
+        raise ValueError(f"bias must have shape {tuple(weight.shape[:2])}; got {tuple(bias.shape)}.")
+    if order is not None and tuple(order.shape) != (weight.shape[0], x.shape[2]):
+        raise ValueError(f"order must have shape {(weight.shape[0], x.shape[2])}; got {tuple(order.shape)}.")
     name = choose_backend(backend, x.device, x.dtype).name
     if name in MODULES:
         compute = torch.float32 if name == "cpu" else x.dtype

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from medvid_core.ops.lanes import LANES, fma, get, get_int, kernel, load, put, share, sigmoid, splat, store
-from medvid_core.ops.scan_op import CHUNK
+from medvid_core.ops.lanes import fma, get, get_int, kernel, load, put, scratch, share, sigmoid, splat, store
+from medvid_core.ops.scan_op import CHUNK, LANES
 from medvid_core.ops.tiles import Strided, address, columns, gather, require_order, scatter, strided, visit
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -20,8 +19,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, order: Tensor | None, y: Te
     batch, groups, channels, length, width = sizes
 
     def run(first: int, end: int) -> None:
-        scratch = torch.empty(_scratch(length, width))
-        _forward(first, end, sizes, *tensors, strided(y), address(scratch))
+        memory = scratch(_scratch(length, width))
+        _forward(first, end, sizes, *tensors, strided(y), address(memory))
 
     share(run, batch * -(-channels // LANES), batch * groups * channels * length // LANES)
     del kept
@@ -40,12 +39,12 @@ def backward(
     """Fill dx, dweight and dbias."""
     sizes, tensors, kept = _arguments(x, weight, bias, order)
     batch, groups, channels, length, width = sizes
-    own = torch.empty(batch, groups, channels, width + 1)  # dweight and dbias of each batch entry
+    own = scratch(batch, groups, channels, width + 1)  # dweight and dbias of each batch entry
 
     def run(first: int, end: int) -> None:
-        scratch = torch.empty(_scratch(length, width))
+        memory = scratch(_scratch(length, width))
         outputs = (strided(dx[:, None]), address(own))
-        _backward(first, end, sizes, *tensors, strided(grad_y), *outputs, address(scratch))
+        _backward(first, end, sizes, *tensors, strided(grad_y), *outputs, address(memory))
 
     share(run, batch * -(-channels // LANES), 3 * batch * groups * channels * length // LANES)
     del kept
@@ -55,7 +54,7 @@ def backward(
 
 
 def _scratch(length: int, width: int) -> int:
-    return (2 * (length + width) + CHUNK + 2 * width + 2) * LANES + CHUNK
+    return (2 * (length + width) + CHUNK + 3 * width + 2) * LANES + CHUNK
 
 
 def _arguments(
@@ -146,7 +145,8 @@ def _backward(
     xs, dxs = scratch, scratch + rows  # [L+1,16], the last row zeros, or for what falls before the start
     w = dxs + rows
     dw = w + 4 * width * LANES
-    offset = dw + 4 * width * LANES
+    dw_chunk = dw + 4 * width * LANES
+    offset = dw_chunk + 4 * width * LANES
     dy = offset + 4 * LANES
     positions = dy + 4 * CHUNK * LANES
     for task in range(first, end):
@@ -162,6 +162,9 @@ def _backward(
             columns(0, 0, 0, width, dw)
             doffset = splat(ZERO)
             for begin in range(0, length, CHUNK):
+                # sums go chunk by chunk: one number after the other would lose digits
+                columns(0, 0, 0, width, dw_chunk)
+                doffset_chunk = splat(ZERO)
                 steps = min(CHUNK, length - begin)
                 visit(order, group, length, begin, steps, positions)
                 gather(grad_y, batch, group, channel, real, order, positions, steps, dy)
@@ -173,11 +176,14 @@ def _backward(
                     slope = sigmoid(sum_)
                     # silu' = sigmoid + silu (1 - sigmoid)
                     grad = load(dy, s * LANES) * fma(sum_ * slope, splat(ONE) - slope, slope)
-                    doffset = doffset + grad
+                    doffset_chunk = doffset_chunk + grad
                     for j in range(width):
                         row = _at(order, group, length, begin + s - width + 1 + j)
-                        store(dw, j * LANES, fma(grad, load(xs, row * LANES), load(dw, j * LANES)))
+                        store(dw_chunk, j * LANES, fma(grad, load(xs, row * LANES), load(dw_chunk, j * LANES)))
                         store(dxs, row * LANES, fma(grad, load(w, j * LANES), load(dxs, row * LANES)))
+                for j in range(width):
+                    store(dw, j * LANES, load(dw, j * LANES) + load(dw_chunk, j * LANES))
+                doffset = doffset + doffset_chunk
             store(offset, 0, doffset)
             for j in range(real):
                 line = ((batch * groups + group) * channels + channel + j) * (width + 1)

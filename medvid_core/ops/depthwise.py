@@ -24,8 +24,20 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias: [C].
 
     Returns:
-        [B,T,H,W,C] in x's type (under autocast: in autocast's).
+        [B,T,H,W,C], in x's type where it is computed here; what is left to PyTorch follows autocast.
+
+    Raises:
+        ValueError: a shape that does not fit, naming the argument.
     """
+    if x.dim() != 5:
+        raise ValueError(f"x must have shape [B,T,H,W,C]; got {tuple(x.shape)}.")
+    channels = x.shape[4]
+    if weight.dim() != 4 or weight.shape[0] != channels or not all(size % 2 for size in weight.shape[1:]):
+        raise ValueError(
+            f"weight must have shape [C,kT,kH,kW] with C = {channels} and odd sizes; got {tuple(weight.shape)}."
+        )
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias must have shape {(channels,)}; got {tuple(bias.shape)}.")
     if x.device.type == "cpu" and x.dtype == torch.float32 and absence("cpu") is None:
         return cast(Tensor, _conv(x, weight.float(), bias.float()))
     padding = tuple(size // 2 for size in weight.shape[1:])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from medvid_core.ops.lanes import LANES, fma, get, kernel, load, put, share, splat, store
+from medvid_core.ops.lanes import fma, get, kernel, load, put, scratch, share, splat, store
+from medvid_core.ops.scan_op import LANES
 from medvid_core.ops.tiles import address, columns
 
 ZERO = np.float32(0)
@@ -26,12 +26,12 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, dx: Tensor, dweight: Ten
     sizes = (*x.shape, *weight.shape[1:])
     taps = weight[0].numel()
     x, grad_y = _side_by_side(x), _side_by_side(grad_y)
-    own = torch.empty(x.shape[0], weight.shape[0], taps + 1)  # dweight and dbias of each batch entry
+    own = scratch(x.shape[0], weight.shape[0], taps + 1)  # dweight and dbias of each batch entry
 
     def run(first: int, end: int) -> None:
-        scratch = torch.zeros(2 * _padded(sizes) + (taps + 1) * LANES)
+        memory = scratch(2 * _padded(sizes) + (taps + 1) * LANES).zero_()
         _products(first, end, sizes, x.data_ptr(), x.stride()[:4], grad_y.data_ptr(), grad_y.stride()[:4],
-                  own.data_ptr(), _padded(sizes), scratch.data_ptr())  # fmt: skip
+                  own.data_ptr(), _padded(sizes), memory.data_ptr())  # fmt: skip
 
     share(run, *_tasks(sizes))
     summed = own.sum(0)
@@ -44,9 +44,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None
     x, weight = _side_by_side(x), weight.contiguous()
 
     def run(first: int, end: int) -> None:
-        scratch = torch.zeros(_padded(sizes) + (weight[0].numel() + 5) * LANES)
+        memory = scratch(_padded(sizes) + (weight[0].numel() + 5) * LANES).zero_()
         _forward(first, end, sizes, x.data_ptr(), x.stride()[:4], weight.data_ptr(), address(bias), y.data_ptr(),
-                 _padded(sizes), scratch.data_ptr())  # fmt: skip
+                 _padded(sizes), memory.data_ptr())  # fmt: skip
 
     share(run, *_tasks(sizes))
 
@@ -173,24 +173,25 @@ def _products(
         for t in range(frames):
             for row in range(height):
                 grads = dy + 4 * LANES * (((t + taps_t // 2) * high + row + taps_h // 2) * wide + taps_w // 2)
-                total = load(dw, taps * LANES)
+                # sums go row by row: one number after the other would lose digits
+                total = splat(ZERO)
                 for column in range(width):
                     total = total + load(grads, column * LANES)
-                store(dw, taps * LANES, total)
+                store(dw, taps * LANES, load(dw, taps * LANES) + total)
                 tap = 0
                 for i in range(taps_t):
                     for j in range(taps_h):
                         line = scratch + 4 * LANES * (((t + i) * high + row + j) * wide)
                         for k in range(taps_w):
                             # beyond the row dy is zero, so that four at a time may go too far
-                            a, b, c, d = load(dw, tap * LANES), splat(ZERO), splat(ZERO), splat(ZERO)
+                            a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
                             for column in range(0, width, 4):
                                 g, v = grads + 4 * column * LANES, line + 4 * (column + k) * LANES
                                 a = fma(load(g, 0), load(v, 0), a)
                                 b = fma(load(g, LANES), load(v, LANES), b)
                                 c = fma(load(g, 2 * LANES), load(v, 2 * LANES), c)
                                 d = fma(load(g, 3 * LANES), load(v, 3 * LANES), d)
-                            store(dw, tap * LANES, (a + b) + (c + d))
+                            store(dw, tap * LANES, load(dw, tap * LANES) + ((a + b) + (c + d)))
                             tap += 1
         for j in range(real):
             for tap in range(taps + 1):

@@ -17,20 +17,24 @@ import math
 import operator
 import os
 import pickle
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
+from torch import Tensor
 
-LANES = 16
+from medvid_core.ops.scan_op import LANES
+
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
 
@@ -44,14 +48,26 @@ def kernel(function: Kernel) -> Kernel:
     changed. Where no folder can be written, each process compiles anew.
     """
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    before = numba.config.CACHE_DIR
-    try:
-        numba.config.CACHE_DIR = str(cache_folder())
-        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
-    except (RuntimeError, OSError):
+    if not _can_keep():  # Numba would turn to the package's own folder
         return numba.njit(**options)(function)  # type: ignore[no-any-return]
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_folder())
+    try:
+        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
     finally:
         numba.config.CACHE_DIR = before
+
+
+@functools.cache
+def _can_keep() -> bool:
+    """Whether machine code can be written to disk."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except (OSError, RuntimeError):
+        return False
 
 
 @functools.cache
@@ -99,6 +115,11 @@ def _openmp() -> Any:
         return None
 
 
+def scratch(*shape: int) -> Tensor:
+    """Memory for a kernel, whatever PyTorch's default type and device are."""
+    return torch.empty(*shape, dtype=torch.float32, device="cpu")
+
+
 def share(run: Callable[[int, int], None], items: int, work: int) -> None:
     """Call ``run(first, last)`` for parts of ``range(items)``, in as many threads as PyTorch uses.
 
@@ -107,6 +128,8 @@ def share(run: Callable[[int, int], None], items: int, work: int) -> None:
         items: how many there are.
         work: about how many vector operations in all; little work is not worth a thread.
     """
+    if items == 0:
+        return
     threads = min(torch.get_num_threads(), items, 1 + work // 50_000)
     parts = 1 if threads == 1 else min(items, 4 * threads)  # more than threads: a core may be busy with something else
     edges = [items * part // parts for part in range(parts + 1)]
@@ -134,9 +157,20 @@ def _in_threads(run: Callable[[int, int], None], edges: list[int], threads: int)
     elif _openmp() is not None and not _forked:
         _openmp()(_Body(work), None, threads, 0)
     else:
-        list(_pool(threads).map(work, range(threads)))
+        _wait([_pool(threads).submit(work) for _ in range(threads)], parts)
     if errors:
         raise errors[0]
+
+
+def _wait(futures: list[Future[None]], parts: Iterator[tuple[int, int]]) -> None:
+    """Wait for all, also when interrupted: what they write to may be gone after this returns."""
+    try:
+        wait(futures)
+    except BaseException:
+        for _ in parts:  # hand out no more
+            pass
+        wait(futures)
+        raise
 
 
 # -- the type -------------------------------------------------------------------------------------------------------
@@ -180,7 +214,7 @@ for _function, _instruction in (
 
 
 def _constant(value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [torch.tensor(value).item()] * LANES)  # rounded to float32
+    return ir.Constant(_VECTOR, [float(np.float32(value))] * LANES)
 
 
 def _undefined(kind: Any) -> ir.Constant:

@@ -26,15 +26,16 @@ class MixerState(NamedTuple):
     hidden: Tensor
 
 
-class MambaMixer(nn.Module):
-    """The Mamba block's mixer (Gu and Dao, 2023, section 3.4): [B,L,C] -> [B,L,C].
+class ScanMixer(nn.Module):
+    """What the mixers here have in common: [B,L,C] -> [B,L,C].
 
     in_proj gives x and a gate z; u = silu(causal conv of x); x_proj(u) splits into the low-rank step size, B and C;
-    the scan's output, gated by silu(z), goes through out_proj. A = -exp(A_log).
+    the scan's output, gated by silu(z), goes through out_proj. A = -exp(A_log). Convolution, projections and scan exist
+    once for every order in which the tokens are visited.
 
     Attributes:
         branches: suffixes of the parameters that each scan order owns (``conv1d``, ``x_proj``, ``dt_proj``, ``A_log``,
-            ``D``); one, without suffix, here.
+            ``D``).
     """
 
     branches: tuple[str, ...] = ("",)
@@ -111,12 +112,12 @@ class MambaMixer(nn.Module):
         return grouped_scan(
             u,
             delta.permute(1, 0, 3, 2),
-            -torch.exp(self._stacked("A{}_log").float()),
+            -torch.exp(_exact(self._stacked("A{}_log"))),
             B,
             C,
-            D=self._stacked("D{}").float(),
+            D=self._stacked("D{}"),
             z=gate,
-            delta_bias=self._stacked("dt_proj{}.bias").float(),
+            delta_bias=self._stacked("dt_proj{}.bias"),
             delta_softplus=True,
             initial_state=hidden,
             order=order,
@@ -127,6 +128,10 @@ class MambaMixer(nn.Module):
         """Tokens [B,L,C] -> x [B,E,L], zero where padded, and the gate z [B,E,L]."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
         return (x if real is None else x.masked_fill(~real[:, None], 0)), z
+
+
+class MambaMixer(ScanMixer):
+    """The Mamba block's mixer (Gu and Dao, 2023, section 3.4): one causal scan, whole or as a stream."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B,L,C] -> [B,L,C]."""
@@ -139,7 +144,7 @@ class MambaMixer(nn.Module):
         like = self.in_proj.weight
         return MixerState(
             like.new_zeros(batch, self.d_inner, self.d_conv - 1),
-            like.new_zeros(batch, self.d_inner, self.d_state, dtype=torch.promote_types(like.dtype, torch.float32)),
+            _exact(like).new_zeros(batch, self.d_inner, self.d_state),
         )
 
     def step(self, tokens: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
@@ -151,7 +156,13 @@ class MambaMixer(nn.Module):
 
         Returns:
             [B,L,C] and the state after it.
+
+        Raises:
+            ValueError: a state of another mixer or batch.
         """
+        for name, got, wanted in zip(state._fields, state, self.initial_state(tokens.shape[0]), strict=True):
+            if got.shape != wanted.shape:
+                raise ValueError(f"state.{name} must have shape {tuple(wanted.shape)}; got {tuple(got.shape)}.")
         x, z = self._split(tokens)
         x = torch.cat([state.recent.to(x.dtype), x], dim=2)
         u = self._convolve(x)[..., self.d_conv - 1 :]
@@ -160,7 +171,7 @@ class MambaMixer(nn.Module):
         return cast(Tensor, self.out_proj(y[:, 0].transpose(1, 2))), MixerState(recent, hidden[:, 0])
 
 
-class BidirectionalMixer(MambaMixer):
+class BidirectionalMixer(ScanMixer):
     """Vision Mamba's mixer (Zhu et al., ICML 2024): one scan forward, one backward (``_b``), averaged.
 
     Both share in_proj, out_proj and the gate. Where sequences of several lengths are padded at their ends, the backward
@@ -188,7 +199,7 @@ def spatio_temporal_orders(length: int, chunks: int, device: torch.device | str 
     return torch.stack([ahead, ahead.flip(0), ahead.view(chunks, -1).t().flatten()])
 
 
-class SpatioTemporalMixer(MambaMixer):
+class SpatioTemporalMixer(ScanMixer):
     """Vivim's mixer (Yang et al., 2024): three scans over a clip's tokens, averaged.
 
     Each follows one of `spatio_temporal_orders` with its own convolution, projections, A and D (suffixes: none, ``_b``,
@@ -220,7 +231,7 @@ class SpatioTemporalMixer(MambaMixer):
         order = spatio_temporal_orders(x.shape[2], chunks, x.device)
         return self._scan(self._convolve(x, order), order)[0]
 
-    def forward(self, tokens: Tensor, frames: int) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor, frames: int) -> Tensor:
         """Tokens [B,L,C] of a clip of `frames` frames -> [B,L,C]."""
         chunks = self.frames if self.frames is not None else frames
         length = tokens.shape[1]
@@ -233,6 +244,11 @@ class SpatioTemporalMixer(MambaMixer):
         ahead, backward, spatial = self.scan_orders(x, chunks).unbind(1)
         y = (ahead + backward + spatial) / 3 * F.silu(z)
         return cast(Tensor, self.out_proj(y.transpose(1, 2)))
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _init_step_size(dt_proj: nn.Linear, shortest: float = 1e-3, longest: float = 0.1, floor: float = 1e-4) -> None:

@@ -142,8 +142,10 @@ def grouped_scan(
         y [B,G,R,L] in u's type, and the state after the last visited position [B,G,R,N].
 
     Raises:
-        ValueError: an order that is no permutation (seen by backend ``cpu`` only). ConfigError: as `selective_scan`.
+        ValueError: a shape or device that does not fit, naming the argument; or an order that is no permutation (seen
+            by backend ``cpu`` only). ConfigError: as `selective_scan`.
     """
+    _check_groups(Scan(u, delta, A, B, C, D, z, delta_bias, initial_state, order, delta_softplus))
     dtype = u.dtype
     name = choose_backend(backend, u.device, dtype).name
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -188,7 +190,7 @@ def _by_mamba_ssm(given: Scan) -> tuple[Tensor, Tensor]:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     if given.initial_state is not None:
-        raise ConfigError("Scan backend 'mamba_ssm' cannot start from a state. Choose auto.")
+        raise ConfigError("Scan backend 'mamba_ssm' cannot start from a state. Choose triton or torch.")
     u, delta, z = (None if x is None else x.flatten(1, 2).contiguous() for x in (given.u, given.delta, given.z))
     A, D, bias = (None if x is None else x.flatten(0, 1).contiguous() for x in (given.A, given.D, given.delta_bias))
     B, C = given.B.contiguous(), given.C.contiguous()
@@ -205,7 +207,7 @@ class _NoGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        raise ConfigError("Scan backend 'mamba_ssm' gives no gradient through the last state. Choose auto.")
+        raise ConfigError("Scan backend 'mamba_ssm' gives no gradient through the last state. Choose triton or torch.")
 
 
 def _in_order(run: Callable[[Scan], tuple[Tensor, Tensor]], given: Scan) -> tuple[Tensor, Tensor]:
@@ -220,6 +222,26 @@ def _in_order(run: Callable[[Scan], tuple[Tensor, Tensor]], given: Scan) -> tupl
     u, delta, B, C, z = (moved(x) for x in (given.u, given.delta, given.B, given.C, given.z))
     y, last = run(given._replace(u=u, delta=delta, B=B, C=C, z=z, order=None))
     return torch.take_along_dim(y, visited.argsort(-1), -1), last
+
+
+def _check_groups(given: Scan) -> None:
+    """Refuse what does not fit together: kernels go by the sizes of u and A alone."""
+    batch, groups, channels, length = given.u.shape
+    states = given.A.shape[-1]
+    sequence, weights, state = given.u.shape, (batch, groups, states, length), (batch, groups, channels, states)
+    own, rates = (groups, channels), (groups, channels, states)
+    shapes = (sequence, sequence, rates, weights, weights, own, sequence, own, state, (groups, length))
+    for name, x, shape in zip(Scan._fields[:-1], given[:-1], shapes, strict=True):
+        if x is None:
+            continue
+        if tuple(x.shape) != tuple(shape):
+            if name == "order":
+                raise ValueError(
+                    f"order must hold a permutation of 0 … {length - 1} for each of {groups} groups, as int32."
+                )
+            raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}.")
+        if x.device != given.u.device:
+            raise ValueError(f"{name} must be on {given.u.device}, as u is; got {x.device}.")
 
 
 def _check(
@@ -240,6 +262,8 @@ def _check(
     if A.dim() != 2 or A.shape[0] != channels:
         raise ValueError(f"A must have shape [D,N] with D = {channels}; got {tuple(A.shape)}.")
     states = A.shape[1]
+    if states < 1:
+        raise ValueError(f"A must have shape [D,N] with N at least 1; got {tuple(A.shape)}.")
     if B.dim() != 4 or B.shape[1] < 1 or channels % B.shape[1] != 0:
         raise ValueError(f"B must be [B,N,L], or [B,G,N,L] with G dividing D = {channels}; got {tuple(B.shape)}.")
     wanted: list[tuple[str, Tensor | None, tuple[int, ...]]] = [

@@ -19,11 +19,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from medvid_core.ops.lanes import (
-    LANES,
     LN_2,
     LOG2_E,
     exp2,
@@ -33,6 +31,7 @@ from medvid_core.ops.lanes import (
     kernel,
     load,
     put,
+    scratch,
     share,
     sigmoid,
     softplus,
@@ -40,7 +39,7 @@ from medvid_core.ops.lanes import (
     store,
     totals,
 )
-from medvid_core.ops.scan_op import CHUNK, Gradients, Scan
+from medvid_core.ops.scan_op import CHUNK, LANES, Gradients, Scan
 from medvid_core.ops.tiles import Strided, address, columns, gather, require_order, scatter, strided, visit
 
 ZERO, ONE, LN_2_SINGLE = np.float32(0), np.float32(1), np.float32(LN_2)
@@ -55,8 +54,8 @@ def forward(given: Scan, y: Tensor, last: Tensor, states: Tensor) -> None:
     outputs = (strided(y), address(last), address(states) if states.numel() else 0)
 
     def run(first: int, end: int) -> None:
-        scratch = torch.empty(problem.states * 2 * LANES + 3 * WIDE + 3 * LANES + CHUNK)
-        _forward(first, end, *problem.arguments, *outputs, address(scratch))
+        memory = scratch(problem.states * 2 * LANES + 3 * WIDE + 3 * LANES + CHUNK)
+        _forward(first, end, *problem.arguments, *outputs, address(memory))
 
     share(run, problem.tiles, problem.work)
 
@@ -66,12 +65,12 @@ def backward(grad_y: Tensor, grad_last: Tensor | None, states: Tensor, given: Sc
     problem = _Problem(given)
     batch, groups, channels, length = given.u.shape
     count = problem.states
-    # what tasks that share a group add up, apart for each: together no more than u takes
+    # what tasks that share a group add up, apart for each: together about as much as u at most
     wide = -(-count // LANES) * LANES
     blocks = max(1, min(-(-channels // LANES), channels // (2 * wide)))
-    shared = torch.empty(2, batch, groups, blocks, length, wide)
-    own = torch.empty(batch, groups, channels, count + 2)  # dA, dD, ddelta_bias of each batch entry
-    start = torch.empty(batch, groups, channels, count)
+    shared = scratch(2, batch, groups, blocks, length, wide)
+    own = scratch(batch, groups, channels, count + 2)  # dA, dD, ddelta_bias of each batch entry
+    start = scratch(batch, groups, channels, count)
     last = None if grad_last is None else grad_last.contiguous()
     incoming = (strided(grad_y), address(last), address(states))
     outgoing = (strided(grads.u), strided(grads.delta), strided(None if given.z is None else grads.z))
@@ -79,8 +78,8 @@ def backward(grad_y: Tensor, grad_last: Tensor | None, states: Tensor, given: Sc
 
     def run(first: int, end: int) -> None:
         size = count * LANES * (5 + 2 * CHUNK) + 7 * WIDE + 2 * LANES + CHUNK + 2 * wide * LANES
-        scratch = torch.empty(size)
-        _backward(first, end, blocks, *problem.arguments, *incoming, *outgoing, *sums, address(scratch))
+        memory = scratch(size)
+        _backward(first, end, blocks, *problem.arguments, *incoming, *outgoing, *sums, address(memory))
 
     share(run, batch * groups * blocks, 3 * problem.work)
     for grad, parts in ((grads.B, shared[0]), (grads.C, shared[1])):

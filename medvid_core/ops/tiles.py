@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medvid_core.ops.lanes import LANES, get, get_int, kernel, load, put, put_int, splat, store, transpose
+from medvid_core.ops.lanes import get, get_int, kernel, load, put, put_int, splat, store, transpose
+from medvid_core.ops.scan_op import LANES
 
 ZERO = np.float32(0)
 

@@ -6,13 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from medvid_core.ops import selective_scan
+import medvid_core.ops
+from medvid_core.ops import depthwise_conv, lanes, selective_scan
+from medvid_core.ops.conv import grouped_causal_conv
 from medvid_core.ops.lanes import share
 
 PROGRAM = """
@@ -106,9 +112,10 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_folder_can_be_written(tmp_path: Path) -> None:
-    """The process compiles for itself alone."""
+    """The process compiles for itself alone; above all, nothing is left in the package, or taken from there."""
     (tmp_path / "file").touch()
     assert output(start(tmp_path / "file")) == answer()
+    assert not list(Path(medvid_core.ops.__file__).parent.rglob("*.nb?"))
 
 
 @pytest.mark.slow
@@ -132,3 +139,130 @@ def test_every_item_is_done_once(items: int) -> None:
     done: list[int] = []
     share(lambda first, last: done.extend(range(first, last)), items, 10**9)
     assert sorted(done) == list(range(items))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_default_type_and_device_change_nothing(kind: torch.dtype) -> None:
+    """Those of PyTorch are for new tensors of the user's, not for the kernels' memory."""
+    u, weight, bias = torch.randn(1, 32, 70), torch.randn(1, 32, 4), torch.randn(1, 32)
+    volume, taps = torch.randn(1, 2, 5, 7, 32), torch.randn(32, 3, 3, 3)
+
+    def outcome() -> list[Tensor]:
+        conv = grouped_causal_conv(u.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
+        depthwise = depthwise_conv(volume, taps.requires_grad_(), bias[0])
+        loss = conv.square().sum() + depthwise.square().sum()
+        return [*torch.autograd.grad(loss, (u, weight, bias, taps))]
+
+    wanted, scanned = outcome(), answer()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(kind)
+        found = outcome()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert answer() == scanned
+
+
+@pytest.mark.slow
+def test_compiling_under_another_default_type(tmp_path: Path) -> None:
+    """Constants of the machine code are of float32 whatever the default is at that moment."""
+    process = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.set_default_dtype(torch.bfloat16)" + PROGRAM],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert process.returncode == 0
+    assert output(start(tmp_path)) == answer()
+
+
+def test_nothing_to_do() -> None:
+    empty = torch.zeros(0, 16, 5, requires_grad=True)
+    B = torch.zeros(0, 4, 5)
+    D = torch.zeros(16, requires_grad=True)
+    y = selective_scan(empty, empty, -torch.ones(16, 4), B, B, D, backend="cpu")
+    assert isinstance(y, Tensor)
+    assert y.shape == (0, 16, 5)
+    (grad,) = torch.autograd.grad(y.sum(), D)
+    assert torch.equal(grad, torch.zeros(16))
+
+
+def test_an_interrupt_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing writes any more when the caller gets the exception: the memory may be gone by then."""
+    monkeypatch.setattr(lanes, "_openmp", lambda: None)
+    running, finished = threading.Event(), []
+
+    def run(first: int, last: int) -> None:
+        running.set()
+        time.sleep(0.2)
+        finished.append(first)
+
+    def interrupt(futures: list[Future[None]]) -> None:
+        if not interrupted:
+            interrupted.append(True)
+            running.wait()
+            raise KeyboardInterrupt
+        real_wait(futures)
+
+    interrupted: list[bool] = []
+    real_wait = lanes.wait
+    monkeypatch.setattr(lanes, "wait", interrupt)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            share(run, 100, 10**9)
+    finally:
+        torch.set_num_threads(threads)
+    done = len(finished)
+    assert 1 <= done <= 2
+    time.sleep(0.3)
+    assert len(finished) == done
+
+
+def test_long_sums_keep_their_digits() -> None:
+    """Gradients of weights are sums over all positions."""
+    length = 20480
+    x, weight, bias = torch.rand(1, 16, length), torch.rand(1, 16, 4), torch.rand(1, 16)
+    for run, tensors in (
+        (lambda a, w, b: grouped_causal_conv(a, w, b, backend="reference" if a.dtype == torch.float64 else "cpu"),
+         (x, weight, bias)),
+        (depthwise_conv, (x.view(1, 5, 64, 64, 16), torch.rand(16, 3, 3, 3), bias[0])),
+    ):  # fmt: skip
+        mine = [t.detach().requires_grad_() for t in tensors]
+        exact = [t.detach().double().requires_grad_() for t in tensors]
+        got, wanted = (torch.autograd.grad(run(*t).sum(), t[1:]) for t in (mine, exact))
+        for a, b in zip(got, wanted, strict=True):
+            assert ((a - b).abs() / b.abs()).max() < 2e-6
+
+
+def test_gradients_of_what_was_exported_without() -> None:
+    """No states were kept, so they are computed again."""
+
+    class Scan(torch.nn.Module):
+        def forward(self, u: Tensor, B: Tensor) -> Tensor:
+            y = selective_scan(u, F.softplus(u), -torch.ones(16, 4), B, B, backend="cpu")
+            assert isinstance(y, Tensor)
+            return y
+
+    u, B = torch.randn(1, 16, 100), torch.randn(1, 4, 100)
+    with torch.no_grad():
+        exported = torch.export.export(Scan(), (u, B)).module()
+    u.requires_grad_()
+    got, wanted = (torch.autograd.grad(module(u, B).square().sum(), u)[0] for module in (exported, Scan()))
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: depthwise_conv(torch.zeros(1, 1, 4, 4, 16), torch.zeros(2, 1, 3, 3), torch.zeros(2)), "^weight must"),
+        (lambda: depthwise_conv(torch.zeros(1, 1, 4, 4, 2), torch.zeros(2, 1, 2, 2), torch.zeros(2)), "odd sizes"),
+        (lambda: depthwise_conv(torch.zeros(1, 1, 4, 4, 2), torch.zeros(2, 1, 3, 3), torch.zeros(1)), "^bias must"),
+        (lambda: grouped_causal_conv(torch.zeros(1, 20, 9), torch.zeros(1, 4, 4), torch.zeros(1, 4)), "^weight must"),
+        (lambda: grouped_causal_conv(torch.zeros(1, 4, 9), torch.zeros(1, 4, 4), torch.zeros(2, 4)), "^bias must"),
+    ],
+)
+def test_shapes_that_do_not_fit(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

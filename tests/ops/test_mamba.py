@@ -94,6 +94,16 @@ def test_streams_are_rows_of_a_batch() -> None:
         assert [x.shape for x in state] == [(1, 10, 3), (1, 10, 16)]
 
 
+def test_a_stream_s_state_must_fit() -> None:
+    mixer = MambaMixer(8)
+    state = mixer.initial_state(1)
+    with pytest.raises(ValueError, match=r"^state.hidden must have shape \(1, 16, 16\); got \(1, 16, 2\)"):
+        mixer.step(torch.randn(1, 2, 8), state._replace(hidden=state.hidden[..., :2]))
+    with pytest.raises(ValueError, match=r"^state.recent must have shape \(4, 16, 3\)"):
+        mixer.step(torch.randn(4, 2, 8), state)
+    assert not hasattr(BidirectionalMixer, "step")  # it cannot know the end
+
+
 def test_bidirectional_mixer() -> None:
     torch.manual_seed(0)
     mixer = BidirectionalMixer(6, d_state=5)

@@ -165,6 +165,14 @@ def test_an_order_must_be_a_permutation(wrong: str) -> None:
     assert str(error.value) == test_an_order_must_be_a_permutation.__doc__
 
 
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
+def test_groups_that_do_not_fit_name_the_argument(name: str) -> None:
+    inputs = grouped(problem(2, 2, 3, 4, 9, torch.float32))
+    inputs[name] = inputs[name].detach()[..., :-1]
+    with pytest.raises(ValueError, match=r"^[a-zA-Z_]+ must have shape"):
+        grouped_scan(**inputs, backend="cpu")
+
+
 @pytest.mark.parametrize("layout", ["channels side by side", "times side by side", "neither", "expanded"])
 @pytest.mark.parametrize("backend", FAST)
 def test_any_strides(backend: str, layout: str) -> None:

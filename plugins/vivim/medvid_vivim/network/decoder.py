@@ -49,7 +49,7 @@ class Decoder(nn.Module):
                 fused = y
             else:
                 fused += F.interpolate(y, size=grid, mode="bilinear", align_corners=False)
-        return cast(Tensor, self.dropout(self.relu(self.batch_norm(fused) if self.training else fused)))
+        return cast(Tensor, self.dropout(self.relu(self.batch_norm(fused) if self.batch_norm.training else fused)))
 
     def _fused(self) -> tuple[list[Tensor], Tensor]:
         """One matrix [E,C_i] for each stage, and one bias [E]; in evaluation the batch norm is part of them."""
@@ -58,8 +58,8 @@ class Decoder(nn.Module):
         projections = [cast(Projection, layer).proj for layer in self.linear_c]
         weights = [w @ p.weight for w, p in zip(fuse, projections, strict=True)]
         bias = torch.stack([w @ p.bias for w, p in zip(fuse, projections, strict=True)]).sum(0)
-        if self.training:
-            return weights, bias
         norm = self.batch_norm
+        if norm.training:
+            return weights, bias
         scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
         return [scale[:, None] * w for w in weights], scale * (bias - cast(Tensor, norm.running_mean)) + norm.bias
