@@ -71,6 +71,8 @@ PROBLEMS = (Problem(1, 128, 20480, 16), Problem(1, 640, 1280, 16))
 
 QUICK = (Problem(2, 16, 96, 4),)
 
+TOO_SMALL = "The targets are for real sizes: nothing is said of them here."
+
 
 class Inputs(NamedTuple):
     """What a scan reads; every one has a gradient."""
@@ -417,6 +419,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        parser().error("there is no GPU that PyTorch can use")
     problems = QUICK if args.quick else PROBLEMS
     if args.problem:
         problems = (Problem(*map(int, args.problem.split(","))),)
@@ -436,7 +440,7 @@ def main(words: list[str] | None = None) -> int:
         lines = verdicts(rows, floors, name) if args.device.type == "cpu" else gpu_verdicts(rows, name)
         if not args.no_memory:
             lines.append(memory_verdict(name, problem, args.device, rows[name].memory))
-        print("\n".join(lines), flush=True)
+        print(TOO_SMALL if args.quick else "\n".join(lines), flush=True)
     if args.device.type == "cuda" and absence("mamba_ssm") is None:
         print(f"\n{measure_mixers(args.device, args.rounds, args.quick)}")
     print(NOTES, end="")

@@ -245,6 +245,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        parser().error("there is no GPU that PyTorch can use")
     if args.measure:
         found, result = measure(*args.measure.split(","), args.preset, args.device)
         torch.save(result, args.save)
@@ -274,7 +276,10 @@ def main(words: list[str] | None = None) -> int:
             differences.append(f"- {title}: {difference(results['ours'], results['plain'])}")
     print(table(["", "CPU s", "wall s", "peak memory, MiB"], lines))
     print("\nThe same is computed:\n\n" + "\n".join(differences) + "\n")
-    print("\n".join(verdicts(found, args.device, not args.no_memory)))
+    if args.preset == "full":
+        print("\n".join(verdicts(found, args.device, not args.no_memory)))
+    else:
+        print("The targets are for the full preset: nothing is said of them here.")
     seconds = {variant: found[variant, "forward"]["parts"] for variant in VARIANTS if (variant, "forward") in found}
     print(f"\n## Parts of the forward pass\n\n{report_parts(args.preset, seconds)}")
     print(NOTES, end="")

@@ -107,7 +107,9 @@ def show(found: dict[str, Any]) -> None:
         console.print(f"{device['device']:<8} {device['name']}")
     console.print()
     console.print(_table(found["backends"]))
-    console.print("errors are relative, the worst of outputs and gradients; speed is that of forward and backward\n")
+    console.print(
+        "errors are relative, the worst of outputs and gradients; speed is that of forward and backward, and means little while the machine is busy\n"
+    )
     for backend in found["backends"]:
         if not backend["present"]:
             console.print(f"absent   {backend['name']}: {backend['absence']}")
@@ -142,7 +144,7 @@ def _table(backends: list[dict[str, Any]]) -> Any:
             errors = [_number(check["errors"].get(dtype)) for dtype in limits]
             speed = check["speed_relative_to_torch"]
             result = "agrees" if check["ok"] else "WRONG"
-            table.add_row(backend["name"], check["device"], result, *errors, "" if speed is None else f"{speed:.3g} ×")
+            table.add_row(backend["name"], check["device"], result, *errors, "" if speed is None else f"{speed:.2g} ×")
     return table
 
 

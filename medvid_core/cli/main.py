@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import medvid_core
-from medvid_core.errors import MedvidError
+from medvid_core.errors import MedvidError, did_you_mean
 
 COMMANDS = {
     "train": "train, evaluate and report a model (the default command)",
@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits with 0, or with 2 after an error the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        if words[0].isalpha():  # neither an option nor a setting
+            meant = did_you_mean(words[0], COMMANDS)
+            build_parser().error(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}.{meant}")
         words.insert(0, "train")
     arguments = parse(words or ["--help"])
     try:

@@ -224,5 +224,5 @@ def scan_lines(scan: Mapping[str, str] | None) -> list[str]:
         return []
     lines = [f"scan     {scan['backend']}: {scan['reason']}"]
     if scan["backend"] == "cpu" and not kernels_compiled():
-        lines.append("note     its kernels are compiled for this processor first, once; that takes half a minute")
+        lines.append("note     first the scan's kernels are compiled for this processor, and kept: up to half a minute")
     return lines

@@ -17,7 +17,7 @@ from medvid_core.data.clip import Index
 from medvid_core.data.splits import Splits, split_cases
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo, usable_outputs
-from medvid_core.ops import ScanMixer, choose_backend
+from medvid_core.ops import BACKENDS, ScanMixer, choose_backend
 from medvid_core.ops.backends import Choice
 from medvid_core.plugins import Registry
 from medvid_core.specs import resolve
@@ -78,11 +78,11 @@ def scan_choice(
     for name in dict.fromkeys(mixer.scan_backend for mixer in mixers):
         try:
             choices.append(choose_backend(name, device, dtype))
-        except ConfigError as error:
-            if not trained:
+        except ConfigError:
+            if not trained or name not in BACKENDS:
                 raise
             usual = choose_backend("auto", device, dtype)
-            choices.append(Choice(usual.name, f"{usual.reason}; trained with another: {error}"))
+            choices.append(Choice(usual.name, f"{usual.reason}; trained with {name}, which cannot be used here"))
             for mixer in mixers:
                 mixer.scan_backend = "auto" if mixer.scan_backend == name else mixer.scan_backend
     if len(choices) <= 1:

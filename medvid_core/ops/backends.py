@@ -111,7 +111,9 @@ def misfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Choice:
-    """The backend that ``name`` stands for, for tensors of this device and type; ``auto`` is the fastest that fits.
+    """The backend that ``name`` stands for, for tensors of this device and type.
+
+    ``auto`` is the first of `PREFERRED` that fits.
 
     Raises:
         ConfigError: there is no such backend, or it is absent here, or it does not take such tensors.
@@ -122,7 +124,7 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = t
         for candidate in PREFERRED:
             reason = misfit(candidate, device, dtype) or absence(candidate)
             if reason is None:
-                why = "; ".join([f"fastest here for {device.type} tensors", *passed_over])
+                why = "; ".join([f"first choice for {device.type} tensors", *passed_over])
                 return Choice(candidate, why)
             if not BACKENDS[candidate].devices or device.type in BACKENDS[candidate].devices:
                 passed_over.append(f"not {candidate}: {reason}")

@@ -64,7 +64,7 @@ def test_right_backends_agree(examined):
     assert text.splitlines()[0].endswith(f"; {torch.get_num_threads()} threads")
     assert line(text, "cpu", "a", "processor")
     assert line(text, "auto", "cpu:") == (
-        "auto     cpu: torch, fastest here for cpu tensors; not cpu: numba is not installed"
+        "auto     cpu: torch, first choice for cpu tensors; not cpu: numba is not installed"
     )
 
 

@@ -462,9 +462,8 @@ def test_a_trained_model_runs_where_its_backend_is_absent(medvid, tmp_path, monk
     monkeypatch.setattr("medvid_core.ops.backends.absence", {"cpu": "numba is not installed"}.get)
     medvid("evaluate", tmp_path / "run", "--out", tmp_path / "e")
     assert (
-        "\nscan     torch: fastest here for cpu tensors; not cpu: numba is not installed; trained with another: "
-        "Scan backend 'cpu' cannot be used here: numba is not installed. Choose auto, or install it: pip install numba"
-        in capsys.readouterr().err
+        "\nscan     torch: first choice for cpu tensors; not cpu: numba is not installed; trained with cpu, which cannot "
+        "be used here\n" in capsys.readouterr().err
     )
 
 
@@ -473,7 +472,7 @@ def test_compiling_is_announced(monkeypatch):
     monkeypatch.setattr("medvid_core.engine.run.kernels_compiled", lambda: False)
     assert scan_lines(scan) == [
         "scan     cpu: asked for by name",
-        "note     its kernels are compiled for this processor first, once; that takes half a minute",
+        "note     first the scan's kernels are compiled for this processor, and kept: up to half a minute",
     ]
     monkeypatch.setattr("medvid_core.engine.run.kernels_compiled", lambda: True)
     assert len(scan_lines(scan)) == 1
@@ -506,6 +505,12 @@ def test_settings_may_stand_anywhere(medvid, refused, capsys):
     )
     for words in (("--model", "unet", "--print-confg"), ("predict", "RUN", "PATH", "seed=1")):
         assert refused(*words) == f"unrecognized arguments: {words[-1]}"
+
+
+def test_mistyped_command(refused):
+    text = refused("trian", "--model", "unet")
+    assert text.startswith("no command 'trian'; there are train, evaluate, predict, ")
+    assert text.endswith(". Did you mean 'train'?")
 
 
 def test_unknown_names_through_a_process_of_its_own(command, tmp_path):

@@ -453,7 +453,7 @@ def test_automatic_choice() -> None:
     assert choose_backend("auto", "cpu", torch.bfloat16).name == "cpu"
     choice = choose_backend("auto", "cpu", torch.float64)
     assert choice.name == "torch"
-    assert choice.reason == "fastest here for cpu tensors; not cpu: it does not compute in float64"
+    assert choice.reason == "first choice for cpu tensors; not cpu: it does not compute in float64"
     assert choose_backend("reference", "cpu").reason == "asked for by name"
 
 
