@@ -107,9 +107,8 @@ def show(found: dict[str, Any]) -> None:
         console.print(f"{device['device']:<8} {device['name']}")
     console.print()
     console.print(_table(found["backends"]))
-    console.print(
-        "errors are relative, the worst of outputs and gradients; speed is that of forward and backward, and means little while the machine is busy\n"
-    )
+    console.print("errors are relative, the worst of outputs and gradients")
+    console.print("speed is that of forward and backward; while the machine is busy it means little\n")
     for backend in found["backends"]:
         if not backend["present"]:
             console.print(f"absent   {backend['name']}: {backend['absence']}")

@@ -462,8 +462,8 @@ def test_a_trained_model_runs_where_its_backend_is_absent(medvid, tmp_path, monk
     monkeypatch.setattr("medvid_core.ops.backends.absence", {"cpu": "numba is not installed"}.get)
     medvid("evaluate", tmp_path / "run", "--out", tmp_path / "e")
     assert (
-        "\nscan     torch: first choice for cpu tensors; not cpu: numba is not installed; trained with cpu, which cannot "
-        "be used here\n" in capsys.readouterr().err
+        "\nscan     torch: first choice for cpu tensors; not cpu: numba is not installed; trained with cpu, which "
+        "cannot be used here\n" in capsys.readouterr().err
     )
 
 
