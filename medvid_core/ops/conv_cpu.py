@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -87,6 +89,16 @@ def _at(order: int, group: int, length: int, s: int) -> int:
 
 
 @kernel
+def _convolved(order: int, group: int, length: int, visit: int, width: int, w: int, offset: int, xs: int) -> Any:
+    """The convolution, before silu, at one visit of a group."""
+    result = load(offset, 0)
+    for j in range(width):
+        row = _at(order, group, length, visit - width + 1 + j)
+        result = fma(load(w, j * LANES), load(xs, row * LANES), result)
+    return result
+
+
+@kernel
 def _forward(
     first: int,
     end: int,
@@ -117,10 +129,7 @@ def _forward(
                 steps = min(CHUNK, length - begin)
                 visit(order, group, length, begin, steps, positions)
                 for s in range(steps):
-                    sum_ = load(offset, 0)
-                    for j in range(width):
-                        row = _at(order, group, length, begin + s - width + 1 + j)
-                        sum_ = fma(load(w, j * LANES), load(xs, row * LANES), sum_)
+                    sum_ = _convolved(order, group, length, begin + s, width, w, offset, xs)
                     store(out, s * LANES, sum_ * sigmoid(sum_))
                 scatter(y, batch, group, channel, real, order, positions, steps, out)
 
@@ -169,10 +178,7 @@ def _backward(
                 visit(order, group, length, begin, steps, positions)
                 gather(grad_y, batch, group, channel, real, order, positions, steps, dy)
                 for s in range(steps):
-                    sum_ = load(offset, 0)
-                    for j in range(width):
-                        row = _at(order, group, length, begin + s - width + 1 + j)
-                        sum_ = fma(load(w, j * LANES), load(xs, row * LANES), sum_)
+                    sum_ = _convolved(order, group, length, begin + s, width, w, offset, xs)
                     slope = sigmoid(sum_)
                     # silu' = sigmoid + silu (1 - sigmoid)
                     grad = load(dy, s * LANES) * fma(sum_ * slope, splat(ONE) - slope, slope)

@@ -231,17 +231,20 @@ def _check_groups(given: Scan) -> None:
     sequence, weights, state = given.u.shape, (batch, groups, states, length), (batch, groups, channels, states)
     own, rates = (groups, channels), (groups, channels, states)
     shapes = (sequence, sequence, rates, weights, weights, own, sequence, own, state, (groups, length))
+    if given.order is not None and tuple(given.order.shape) != (groups, length):
+        raise ValueError(f"order must hold a permutation of 0 … {length - 1} for each of {groups} groups, as int32.")
     for name, x, shape in zip(Scan._fields[:-1], given[:-1], shapes, strict=True):
-        if x is None:
-            continue
-        if tuple(x.shape) != tuple(shape):
-            if name == "order":
-                raise ValueError(
-                    f"order must hold a permutation of 0 … {length - 1} for each of {groups} groups, as int32."
-                )
-            raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}.")
-        if x.device != given.u.device:
-            raise ValueError(f"{name} must be on {given.u.device}, as u is; got {x.device}.")
+        _require(name, x, shape, given.u.device)
+
+
+def _require(name: str, x: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
+    """Refuse a tensor, where it is given, of another shape or on another device."""
+    if x is None:
+        return
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}; got {tuple(x.shape)}.")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device}, as u is; got {x.device}.")
 
 
 def _check(
@@ -278,11 +281,6 @@ def _check(
         ("initial_state", initial_state, (batch, channels, states)),
     ]
     for name, tensor, shape in wanted:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}.")
-        if not tensor.is_floating_point():
+        if tensor is not None and not tensor.is_floating_point():
             raise ValueError(f"{name} must be real, of a floating type; got {tensor.dtype}.")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} must be on {u.device}, as u is; got {tensor.device}.")
+        _require(name, tensor, shape, u.device)
