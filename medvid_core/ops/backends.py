@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from medvid_core.errors import ConfigError, did_you_mean
 
@@ -142,6 +144,18 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype = t
     if unfit is not None:
         raise ConfigError(f"Scan backend {name!r} cannot be used here: {unfit}. Choose auto.")
     return Choice(name, "asked for by name")
+
+
+def refuse_tangents(*tensors: Tensor | None) -> None:
+    """Refuse forward-mode differentiation, which passes operators of our own by with a derivative of zero.
+
+    Raises:
+        NotImplementedError: one of the tensors carries a tangent.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError("No forward-mode derivative (torch.func.jvp) here: use scan backend 'reference'.")
 
 
 def kernels_compiled() -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medvid_core.ops.backends import choose_backend
+from medvid_core.ops.backends import choose_backend, refuse_tangents
 
 MODULES = {"cpu": "medvid_core.ops.conv_cpu", "triton": "medvid_core.ops.conv_triton"}
 
@@ -60,6 +60,7 @@ def grouped_causal_conv(
         raise ValueError(f"order must have shape {(weight.shape[0], x.shape[2])}; got {tuple(order.shape)}.")
     name = choose_backend(backend, x.device, x.dtype).name
     if name in MODULES:
+        refuse_tangents(x, weight, bias)
         compute = torch.float32 if name == "cpu" else x.dtype
         return cast(Tensor, _conv(x.to(compute), weight.float(), bias.float(), order, name)).to(x.dtype)
     groups = weight.shape[0]

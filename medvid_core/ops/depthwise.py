@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medvid_core.ops.backends import absence
+from medvid_core.ops.backends import absence, refuse_tangents
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -39,6 +39,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if tuple(bias.shape) != (channels,):
         raise ValueError(f"bias must have shape {(channels,)}; got {tuple(bias.shape)}.")
     if x.device.type == "cpu" and x.dtype == torch.float32 and absence("cpu") is None:
+        refuse_tangents(x, weight, bias)
         return cast(Tensor, _conv(x, weight.float(), bias.float()))
     padding = tuple(size // 2 for size in weight.shape[1:])
     y = F.conv3d(x.permute(0, 4, 1, 2, 3), weight[:, None], bias, padding=padding, groups=weight.shape[0])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medvid_core.ops import conv
 from medvid_core.ops.backends import BACKENDS, absence, interpreted, misfit
+from medvid_core.ops.depthwise import depthwise_conv
 from medvid_core.ops.scan import grouped_scan
 
 LIMITS: Mapping[torch.dtype, float] = {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -260,6 +261,16 @@ def _conv_wanted(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     return _convolve(_conv_problem(case, dtype).to("cpu", torch.float64), "reference")
 
 
+def _depthwise(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return y and the gradients of the depth-wise convolution of tokens: PyTorch's in float64, the kernel's in float32."""
+    g = torch.Generator().manual_seed(2)
+    shapes = {"x": (2, 3, 7, 5, 17), "weight": (17, 3, 3, 3), "bias": (17,)}
+    inputs = {name: torch.randn(shape, generator=g).to(dtype).requires_grad_() for name, shape in shapes.items()}
+    y = depthwise_conv(**inputs)
+    grads = torch.autograd.grad(y, [*inputs.values()], torch.randn(y.shape, generator=g).to(dtype))
+    return {"y": y.detach()} | _gradients(inputs, grads)
+
+
 def _agreement(backend: str, device: str, dtype: torch.dtype) -> Agreement:
     """Compare on all cases."""
     found = []
@@ -269,6 +280,9 @@ def _agreement(backend: str, device: str, dtype: torch.dtype) -> Agreement:
         if backend in conv.MODULES:
             got = _convolve(_conv_problem(case, dtype).to(device), backend)
             found.append(_worst(got, _conv_wanted(case, dtype), f"of the convolution at length {case.length}"))
+    if backend == "cpu" and dtype == torch.float32:  # the one type it is computed here in
+        wanted = _depthwise(torch.float64)
+        found.append(_worst(_depthwise(torch.float32), wanted, "of the depth-wise convolution"))
     error, where = max(found)
     return Agreement(error, LIMITS[dtype], where)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medvid_core.errors import ConfigError
 from medvid_core.ops import scan_op
-from medvid_core.ops.backends import choose_backend
+from medvid_core.ops.backends import choose_backend, refuse_tangents
 from medvid_core.ops.scan_op import Scan
 from medvid_core.ops.scan_torch import chunked_scan
 
@@ -148,6 +148,8 @@ def grouped_scan(
     _check_groups(Scan(u, delta, A, B, C, D, z, delta_bias, initial_state, order, delta_softplus))
     dtype = u.dtype
     name = choose_backend(backend, u.device, dtype).name
+    if name != "reference":
+        refuse_tangents(u, delta, A, B, C, D, z, delta_bias, initial_state)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
     def cast(x: Any) -> Any:

@@ -44,6 +44,7 @@ def _map(value: Any) -> Mapping[str, Any]:
 
 def _costs(run: RunData) -> str:
     record, model, data = run.record, _map(run.record.get("model")), _map(run.record.get("dataset"))
+    scan = _map(record.get("scan"))
     memory, best = as_float(record.get("peak_memory_mib")), _map(record.get("best")).get("step")
     command = record.get("command")
     return facts(
@@ -55,6 +56,7 @@ def _costs(run: RunData) -> str:
             ("data fingerprint", str(data.get("fingerprint", ""))[:16]),
             ("training time", duration(as_float(record.get("seconds"))) if record.get("seconds") is not None else ""),
             ("peak memory", f"{memory / 1024:.2f} GiB" if memory == memory else ""),
+            ("selective scan", f"{scan['backend']}: {scan['reason']}" if "reason" in scan else ""),
             ("precision", {"no": "float32"}.get(str(record.get("precision")), record.get("precision"))),
             ("seed", record.get("seed")),
             ("started", record.get("started")),

@@ -188,3 +188,16 @@ def test_mamba_ssm_is_compared_without_what_it_cannot_do(monkeypatch):
 
 def test_pairs_are_the_present_backends_with_the_devices_they_fit():
     assert doctor.pairs() == [("reference", "cpu"), ("torch", "cpu")]
+
+
+def test_a_wrong_depthwise_convolution_is_found(monkeypatch):
+    """It is a kernel of backend ``cpu`` like the scan."""
+    monkeypatch.setattr(backends, "absence", {}.get)  # numba is there after all
+    right = doctor.depthwise_conv
+    monkeypatch.setattr(
+        doctor,
+        "depthwise_conv",
+        lambda x, weight, bias: right(x, weight, bias) * (1 + 1e-3 * (x.dtype == torch.float32)),
+    )
+    found = doctor.check("cpu", "cpu")
+    assert "depth-wise convolution" in found.problem

@@ -434,6 +434,40 @@ def test_operators_keep_their_promises(operator: str) -> None:
     torch.library.opcheck(torch.ops.medvid.selective_scan.default, (*tensors, order, True, "cpu", True))
 
 
+def second_derivative(function: Any, u: Tensor) -> None:
+    (first,) = torch.autograd.grad(function(u).square().sum(), u, create_graph=True)
+    torch.autograd.grad(first.sum(), u)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_derivatives_there_are_none_of_are_refused(backend: str) -> None:
+    """Forward-mode and second derivatives would be zero, or a part of the truth."""
+    inputs = problem(1, 1, 2, 3, 9, torch.float32)
+    u = inputs.pop("u")
+
+    def run(u: Tensor) -> Tensor:
+        return selective_scan(u, **inputs, backend=backend)
+
+    with pytest.raises(NotImplementedError, match="forward-mode derivative"):
+        torch.func.jvp(run, (u.detach(),), (torch.ones_like(u),))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        second_derivative(run, u)
+
+
+def test_the_definition_has_every_derivative() -> None:
+    inputs = problem(1, 1, 2, 3, 9)
+    u = inputs.pop("u")
+    weight = torch.linspace(-1, 1, u.numel(), dtype=u.dtype).view(u.shape)
+
+    def run(u: Tensor) -> Tensor:
+        return selective_scan(u, **inputs, delta_softplus=True, backend="reference")
+
+    _, along = torch.func.jvp(run, (u.detach(),), (weight,))
+    step = 1e-6 * weight
+    torch.testing.assert_close(along, (run(u + step) - run(u - step)) / 2e-6, rtol=1e-6, atol=1e-6)
+    second_derivative(run, u)
+
+
 def test_unknown_backend() -> None:
     """No scan backend 'troch'; known: auto, reference, torch, cpu, triton, mamba_ssm. Did you mean 'torch'?"""
     with pytest.raises(ConfigError) as error:
