@@ -262,7 +262,7 @@ def _conv_wanted(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _depthwise(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return y and the gradients of the depth-wise convolution of tokens: PyTorch's in float64, the kernel's in float32."""
+    """Return y and the gradients of the convolution of tokens: PyTorch's in float64, the kernel's in float32."""
     g = torch.Generator().manual_seed(2)
     shapes = {"x": (2, 3, 7, 5, 17), "weight": (17, 3, 3, 3), "bias": (17,)}
     inputs = {name: torch.randn(shape, generator=g).to(dtype).requires_grad_() for name, shape in shapes.items()}
