@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,7 +155,8 @@ def refuse_tangents(*tensors: Tensor | None) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    unpack: Any = forward_ad.unpack_dual
+    if any(x is not None and unpack(x).tangent is not None for x in tensors):
         raise NotImplementedError("No forward-mode derivative (torch.func.jvp) here: use scan backend 'reference'.")
 
 
