@@ -30,6 +30,8 @@ _PUBLIC = {
     "Source": "medvid_core.data.clip",
     "Loss": "medvid_core.losses.base",
     "Metric": "medvid_core.metrics.base",
+    "CaseMetric": "medvid_core.metrics.base",
+    "ScoredCase": "medvid_core.metrics.base",
     "ScoredFrames": "medvid_core.metrics.base",
     "list_models": "medvid_core.models",
     "create_model": "medvid_core.models",
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     from medvid_core.errors import CheckpointError, ConfigError, DataError, MedvidError, PluginError
     from medvid_core.hookspecs import hookimpl
     from medvid_core.losses.base import Loss
-    from medvid_core.metrics.base import Metric, ScoredFrames
+    from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase, ScoredFrames
     from medvid_core.models import (
         config_from_upstream,
         create_model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medvid_core.hookspecs import hookimpl
-from medvid_core.specs import Card, ClipSpec, DatasetSpec, LossSpec, MetricSpec, ModelSpec
+from medvid_core.specs import TASKS, Card, ClipSpec, DatasetSpec, LossSpec, MetricSpec, ModelSpec
 
 MEDVID_PLUGIN_API = (1, 0)
 
@@ -63,6 +63,17 @@ def medvid_datasets() -> list[DatasetSpec]:
             ),
         ),
         DatasetSpec(
+            name="motion-phantom",
+            tasks=("classification", "regression", "anomaly", "frame_classification"),
+            index=f"{module}.motion_phantom:index",
+            config="medvid_core.data.phantoms.motion:MotionPhantomConfig",
+            card=Card(
+                summary="Beating hearts with questions only time can answer: order of frames, ejection fraction, "
+                "arrhythmia, a stalled beat, phase, progression over visits; nothing to download",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
             name="vtus",
             tasks=_DENSE_TASKS,
             can_read=f"{module}.vtus:can_read",
@@ -110,12 +121,58 @@ def medvid_datasets() -> list[DatasetSpec]:
         ),
         DatasetSpec(
             name="manifest",
-            tasks=("segmentation", "classification"),
+            tasks=TASKS,
             can_read=f"{module}.manifest:can_read",
             index=f"{module}.manifest:index",
             config=f"{module}.manifest:ManifestConfig",
             card=Card(
-                summary="A CSV table: file, mask or label, case_id, group_id, split, fps; other columns are metadata.",
+                summary="A CSV table: file, mask, label, frame_labels, anomaly or numbers, group_id, split and more.",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="class-folders",
+            tasks=("classification", "ordinal"),
+            can_read=f"{module}.class_folders:can_read",
+            index=f"{module}.class_folders:index",
+            config=f"{module}.class_folders:ClassFoldersConfig",
+            card=Card(
+                summary="A folder a class: <class>/<clip> or <class>/<patient>/<clip>, files or folders of frames.",
+                paper="Pogorelov et al., Nerthus, MMSys 2017 (bowel preparation, grades 0 to 3)",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="echonet-dynamic",
+            tasks=("segmentation", "regression"),
+            can_read=f"{module}.echonet:can_read",
+            index=f"{module}.echonet:index",
+            config=f"{module}.echonet:EchoNetConfig",
+            defaults={
+                "clip.frames": 32,
+                "clip.stride": 2,
+                "clip.size": (112, 112),
+                "clip.padding": "zero",
+                "augment.pad": 12,
+            },
+            card=Card(
+                summary="EchoNet-Dynamic: FileList.csv, VolumeTracings.csv, Videos/*.avi; EF and traced ventricles.",
+                paper="Ouyang et al., Video-based AI for beat-to-beat assessment of cardiac function, Nature 2020",
+                upstream="https://echonet.github.io/dynamic",
+                code_license="Apache-2.0",
+                data_license="Stanford research use agreement: non-commercial, no redistribution",
+            ),
+        ),
+        DatasetSpec(
+            name="cardiac-udc",
+            tasks=("segmentation", "classification"),
+            can_read=f"{module}.cardiac_udc:can_read",
+            index=f"{module}.cardiac_udc:index",
+            config=f"{module}.cardiac_udc:CardiacUDCConfig",
+            card=Card(
+                summary="CardiacUDC: Site_*/patient-<id>-<view>_image.nii.gz with _label.nii.gz, label_all_frame/.",
+                paper="Yang et al., GraphEcho, ICCV 2023",
+                upstream="https://github.com/xmed-lab/GraphEcho",
                 code_license="Apache-2.0",
             ),
         ),
@@ -152,12 +209,33 @@ def medvid_losses() -> list[LossSpec]:
             config="medvid_core.losses.config:DiceCEConfig",
             card=Card(summary="Sum of soft Dice and cross-entropy.", code_license=_LICENSE),
         ),
+        LossSpec(
+            name="by-task",
+            tasks=tuple(task for task in TASKS if task != "segmentation"),
+            build="medvid_core.losses.tasks:build_by_task",
+            config="medvid_core.losses.config:ByTaskConfig",
+            card=Card(
+                summary="For every output the usual loss of its task; anomaly also from labels of whole videos.",
+                paper="Farha & Gall, CVPR 2019 (actions); Cao et al., 2020 (grades); Sultani et al., 2018 (anomaly)",
+                code_license=_LICENSE,
+            ),
+        ),
+        LossSpec(
+            name="normal-only",
+            tasks=("anomaly",),
+            build="medvid_core.losses.tasks:build_normal_only",
+            config="medvid_core.losses.config:NormalOnlyConfig",
+            card=Card(
+                summary="Mean anomaly score of normal videos, for models whose score is an error.",
+                code_license=_LICENSE,
+            ),
+        ),
     ]
 
 
 @hookimpl
 def medvid_metrics() -> list[MetricSpec]:
-    """Overlap and error per case."""
+    """Overlap of masks, and what is usual for every other task."""
     module = "medvid_core.metrics.segmentation"
     overlap = {
         "dice": ("Dice", "Dice similarity coefficient."),
@@ -175,9 +253,54 @@ def medvid_metrics() -> list[MetricSpec]:
     ]
     mae = MetricSpec(
         name="mae",
-        tasks=_DENSE_TASKS,
-        build=f"{module}:MeanAbsoluteError",
+        tasks=("segmentation", "regression"),
+        build="medvid_core.metrics.regression:build_mae",
         higher_is_better=False,
-        card=Card(summary="Mean absolute difference of probability and annotation.", code_license=_LICENSE),
+        card=Card(summary="Mean absolute difference of probability, or number, and annotation.", code_license=_LICENSE),
     )
-    return [*specs, mae]
+    return [*specs, mae, *(_case_metric(*row) for row in _CASE_METRICS)]
+
+
+_RANKED = ("classification", "multilabel")
+_DECIDED = (*_RANKED, "ordinal")
+_NUMBERS, _GRADES, _FRAMES, _ANOMALY = ("regression",), ("ordinal",), ("frame_classification",), ("anomaly",)
+
+_CASE_METRICS = (
+    ("accuracy", _DECIDED, "classification:Accuracy", "Share of the cases whose class is right."),
+    ("balanced-accuracy", _DECIDED, "classification:BalancedAccuracy", "Mean over classes of the share found."),
+    ("f1", _DECIDED, "classification:F1", "Macro F1: mean over classes."),
+    ("auroc", _RANKED, "classification:AUROC", "Area under the ROC curve, each class against all others."),
+    ("average-precision", _RANKED, "classification:AveragePrecision", "Average precision, beside the prevalence."),
+    ("grade-mae", _GRADES, "classification:GradeMAE", "Mean absolute error in grades.", False, "grades"),
+    ("kappa", _GRADES, "classification:Kappa", "Cohen's kappa with quadratic weights."),
+    ("rmse", _NUMBERS, "regression:RootMeanSquaredError", "Root mean squared error.", False),
+    ("r2", _NUMBERS, "regression:R2", "1 - SSE / SST, which is not the squared correlation."),
+    ("squared-correlation", _NUMBERS, "regression:SquaredCorrelation", "Square of Pearson's correlation."),
+    ("bland-altman", _NUMBERS, "regression:BlandAltman", "Limits of agreement: half their width, bias, both.", False),
+    ("auroc-below", _NUMBERS, "regression:AUROCBelow", "AUROC for true values below 35, 40, 45 and 50."),
+    ("mae-low", _NUMBERS, "regression:LowRangeError", "Mean absolute error where true values are low.", False),
+    ("frame-accuracy", _FRAMES, "frames:FrameAccuracy", "Share of the frames whose class is right."),
+    ("frame-f1", _FRAMES, "frames:FrameF1", "Macro F1 of all frames."),
+    ("segmental-f1", _FRAMES, "frames:SegmentalF1", "F1 of segments that overlap by 50, 25 and 10 %."),
+    ("edit-score", _FRAMES, "frames:EditScore", "Whether the segments come in the right order."),
+    ("anomaly-auroc", _ANOMALY, "anomaly:AnomalyAUROC", "frame-auroc where it is defined, else video-auroc."),
+    ("frame-auroc", _ANOMALY, "anomaly:FrameAUROC", "Area under the ROC curve of frames."),
+    ("frame-ap", _ANOMALY, "anomaly:FrameAP", "Average precision of frames, beside the prevalence."),
+    ("video-auroc", _ANOMALY, "anomaly:VideoAUROC", "Area under the ROC curve of videos."),
+    ("video-ap", _ANOMALY, "anomaly:VideoAP", "Average precision of videos, beside the prevalence."),
+    ("sensitivity-at-95-specificity", _ANOMALY, "anomaly:Sensitivity", "Share of abnormal frames that raise an alarm."),
+    ("detection-delay", _ANOMALY, "anomaly:DetectionDelay", "From an onset to the first alarm.", False, "frames"),
+)
+
+
+def _case_metric(
+    name: str, tasks: tuple[str, ...], build: str, summary: str, higher_is_better: bool = True, unit: str = ""
+) -> MetricSpec:
+    return MetricSpec(
+        name=name,
+        tasks=tasks,
+        build=f"medvid_core.metrics.{build}",
+        higher_is_better=higher_is_better,
+        unit=unit,
+        card=Card(summary=summary, code_license=_LICENSE),
+    )

@@ -51,6 +51,8 @@ class ClipConfig:
             ``dense`` (one clip around every frame), ``all`` (windows one after the other).
         per_case: clips a case and epoch for ``random`` and ``equispaced``.
         overlap: frames that neighbouring windows share in evaluation and prediction; they are blended.
+        padding: what fills a clip where the video is too short: ``repeat`` its nearest frame, or ``zero``, the grey
+            that normalisation makes 0.
     """
 
     frames: int = 5
@@ -59,6 +61,7 @@ class ClipConfig:
     sampling: str = "random"
     per_case: int = 1
     overlap: int = 0
+    padding: str = "repeat"
 
     def __post_init__(self) -> None:
         _require(self.frames >= 1, "clip.frames", self.frames, "at least 1")
@@ -67,6 +70,7 @@ class ClipConfig:
         _require(self.per_case >= 1, "clip.per_case", self.per_case, "at least 1")
         _require(0 <= self.overlap < self.frames, "clip.overlap", self.overlap, "from 0 to clip.frames - 1")
         _require_choice("clip.sampling", self.sampling, ("random", "equispaced", "dense", "all"))
+        _require_choice("clip.padding", self.padding, ("repeat", "zero"))
 
 
 @dataclass
@@ -82,6 +86,7 @@ class AugmentConfig:
         brightness: largest relative change of brightness.
         contrast: largest relative change of contrast.
         noise: standard deviation of Gaussian noise, in units of the image range 1.
+        pad: pixels of border, 0 after normalisation, from which a window of the clip's size is cut at random.
     """
 
     horizontal_flip: float = 0.0
@@ -92,6 +97,7 @@ class AugmentConfig:
     brightness: float = 0.0
     contrast: float = 0.0
     noise: float = 0.0
+    pad: int = 0
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "vertical_flip", "translate", "brightness", "contrast"):
@@ -99,6 +105,7 @@ class AugmentConfig:
         _require(0 <= self.scale < 1, "augment.scale", self.scale, "from 0 to below 1")  # 1 would zoom to nothing
         _require(0 <= self.rotation_deg <= 180, "augment.rotation_deg", self.rotation_deg, "from 0 to 180")
         _require(self.noise >= 0, "augment.noise", self.noise, "0 or more")
+        _require(self.pad >= 0, "augment.pad", self.pad, "0 or more")
 
 
 @dataclass
@@ -109,13 +116,17 @@ class SplitConfig:
         val: fraction of the groups used to choose the best checkpoint.
         test: fraction of the groups held out for the final evaluation.
         seed: seed of the division, apart from the training seed so that runs compare on the same split.
+        group: ``patient``: all cases of a patient (``group_id``) stay together; ``none``: every case by itself, which
+            makes results too good wherever a patient has several.
     """
 
     val: float = 0.15
     test: float = 0.2
     seed: int = 0
+    group: str = "patient"
 
     def __post_init__(self) -> None:
+        _require_choice("split.group", self.group, ("patient", "none"))
         for name in ("val", "test"):
             _require(0 <= getattr(self, name) < 1, f"split.{name}", getattr(self, name), "from 0 to below 1")
         _require(self.seed >= 0, "split.seed", self.seed, "0 or more")
@@ -247,13 +258,15 @@ class RunConfig:
     Attributes:
         preset: the model's named partial settings in force.
         seed: seed of initialisation, order, augmentation and dropout.
-        metrics: names of the metrics; the first decides which checkpoint is best.
+        metrics: names of the metrics; the first decides which checkpoint is best. ``auto``: what is usual for the task.
+        outputs: names of what is predicted, of all that the data offer; empty: everything the model can.
         data_root: the data folder or file, empty for generated data.
     """
 
     preset: str
     seed: int
     metrics: tuple[str, ...]
+    outputs: tuple[str, ...]
     data_root: str
     model: Chosen
     dataset: Chosen
@@ -293,7 +306,7 @@ SECTIONS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
 }
 CHOSEN = ("model", "dataset", "loss")
-TOP_LEVEL: Settings = {"preset": "", "seed": 0, "metrics": ("dice",)}
+TOP_LEVEL: Settings = {"preset": "", "seed": 0, "metrics": ("auto",), "outputs": ()}
 
 
 @dataclass
@@ -529,8 +542,8 @@ def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
     raise ConfigError(f"--data {root} can be read as {several}. Say which: dataset={able[0].name}.")
 
 
-def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tuple[DatasetSpec, str]:
-    """Return the data set and its root from ``--data NAME|PATH`` and the user's own settings."""
+def _choose_dataset(registry: Registry, data: str | None, user: _Layers, embedded: str) -> tuple[DatasetSpec, str]:
+    """Return the data set and its root from ``--data NAME|PATH`` and the user's own settings; else the embedded one."""
     name, root = user.get("dataset.name"), user.get("dataset.root") or ""
     if data is not None:
         if not data.strip():  # an unset shell variable, most likely: the phantom must not stand in for the user's data
@@ -543,7 +556,7 @@ def _choose_dataset(registry: Registry, data: str | None, user: _Layers) -> tupl
                 name = None  # a stored configuration names the data it was made with, not the data asked for now
     if name is None and root:
         return detect_dataset(registry, Path(root)), str(Path(root).resolve())
-    spec = registry.find("dataset", str(name or DEFAULT_DATASET)).spec
+    spec = registry.find("dataset", str(name or embedded)).spec
     assert isinstance(spec, DatasetSpec)
     return spec, str(Path(root).resolve()) if root else ""
 
@@ -560,7 +573,7 @@ def compose(
     Args:
         registry: the installed plugins.
         model: the model's name (``--model``); None when the file or an override names it.
-        data: a data set's name or a path (``--data``); None for the embedded phantom.
+        data: a data set's name or a path (``--data``); None for the embedded phantom the model's recipe names.
         overrides: ``key=value`` words.
         config_file: a YAML file, such as another run's ``config.yaml``.
 
@@ -586,7 +599,8 @@ def compose(
         raise ConfigError("No model is named. Say which with --model NAME; medvid-run plugins list shows them.")
     model_spec = registry.find("model", str(model_name)).spec
     assert isinstance(model_spec, ModelSpec)
-    dataset_spec, root = _choose_dataset(registry, data, user)
+    embedded = str(_with_names(model_spec.recipe).get("dataset.name", DEFAULT_DATASET))
+    dataset_spec, root = _choose_dataset(registry, data, user, embedded)
     made_with = user.get("dataset.name")
     if made_with is not None and registry.find("dataset", str(made_with)).spec is not dataset_spec:
         user.drop("dataset", str(config_file))  # settings of the data set the file was made with
@@ -597,6 +611,9 @@ def compose(
     layers.add({"clip.frames": model_spec.clip.frames, "clip.size": model_spec.clip.size}, f"model {model_spec.name}")
     layers.add(_with_names(model_spec.recipe), f"recipe of {model_spec.name}")
     layers.add(_with_names(preset_settings(model_spec, str(preset))), f"preset {preset}")
+    if registry.find("dataset", embedded).spec is not dataset_spec:
+        # what they say of the embedded one is not for others
+        layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("dataset.")}
     layers.add(_with_names(dataset_spec.defaults), f"data set {dataset_spec.name}")
     loss_of_recipe = layers.get("loss.name")
     loss_name = user.get("loss.name") or loss_of_recipe or "dice-ce"
@@ -631,15 +648,13 @@ def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossS
     for section, config_class in classes.items():
         values = {k: v for k, v in layers.section(section).items() if k not in reserved.get(section, ())}
         built[section] = _build(config_class, section, values)
-    metrics = layers.get("metrics")
-    named = isinstance(metrics, str) or (
-        isinstance(metrics, list | tuple) and len(metrics) > 0 and all(isinstance(name, str) for name in metrics)
-    )
-    _require(named, "metrics", metrics, "the name of a metric, or a list of names")
+    metrics, outputs = _names("metrics", "a metric", layers), _names("outputs", "an output", layers)
+    _require(len(metrics) > 0, "metrics", list(metrics), "the name of a metric, or a list of names")
     config = RunConfig(
         preset=str(layers.get("preset")),
         seed=_integer("seed", layers),
-        metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
+        metrics=metrics,
+        outputs=outputs,
         data_root=layers.get("dataset.root"),
         model=Chosen(layers.get("model.name"), built.pop("model")),
         dataset=Chosen(layers.get("dataset.name"), built.pop("dataset")),
@@ -648,6 +663,14 @@ def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossS
     )
     origins = {key: layers.origin(key) for key in flatten(config.to_dict())}
     return Composed(config, origins, model, dataset, loss)
+
+
+def _names(key: str, what: str, layers: _Layers) -> tuple[str, ...]:
+    value = layers.get(key)
+    names = (value,) if isinstance(value, str) else value
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    _require(named, key, value, f"the name of {what}, or a list of names")
+    return tuple(names)
 
 
 def _integer(key: str, layers: _Layers) -> int:

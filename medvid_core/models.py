@@ -59,18 +59,19 @@ class ModelInfo:
         """
         try:
             values = dict(data)
-            values["outputs"] = tuple(
-                OutputSpec(name=item["name"], task=item["task"], classes=tuple(item["classes"]))
-                for item in values["outputs"]
-            )
-            clip: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["clip"].items()}
-            values["clip"] = ClipSpec(**clip)
+            values["outputs"] = tuple(OutputSpec(**_tuples(item)) for item in values["outputs"])
+            values["clip"] = ClipSpec(**_tuples(values["clip"]))
             values["size"] = tuple(values["size"])
             if not isinstance(values["name"], str) or not isinstance(values["config"], Mapping):
                 raise TypeError("name must be text and config a mapping")
             return ModelInfo(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"The model file's description is incomplete or unknown: {error}.") from error
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, as JSON has them, as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 def list_models() -> list[str]:
@@ -105,12 +106,29 @@ def check_tasks(spec: ModelSpec | LossSpec | MetricSpec, outputs: Sequence[Outpu
             )
 
 
-def usable_outputs(spec: ModelSpec, outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
+def usable_outputs(
+    spec: ModelSpec, outputs: Sequence[OutputSpec], wanted: Sequence[str] = ()
+) -> tuple[OutputSpec, ...]:
     """Return the outputs whose task the model does, e.g. the masks of data that hold masks and labels.
 
+    Args:
+        spec: the model.
+        outputs: what the data offer.
+        wanted: names of those to take; empty for all.
+
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a wanted one is not among them.
     """
+    names = [output.name for output in outputs]
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(
+                f"outputs={list(wanted)}: the data offer no {name!r}.{did_you_mean(name, names)} "
+                f"They offer: {', '.join(names)}."
+            )
+    if wanted:
+        outputs = [output for output in outputs if output.name in wanted]
+        check_tasks(spec, outputs)
     usable = tuple(output for output in outputs if output.task in spec.tasks)
     if not usable:
         check_tasks(spec, outputs)

@@ -56,12 +56,25 @@ class OutputSpec:
 
     The output tensor is keyed by ``name`` and shaped by task: segmentation [B,T,K,H,W], classification and
     multilabel [B,K], frame_classification [B,T,K], regression [B,D], ordinal [B,K-1], anomaly [B,T].
-    K is ``len(classes)``. A segmentation with one class is binary (sigmoid); with more, class 0 is the background.
+    K is ``len(classes)``, D too: of a regression they name the numbers predicted, of an ordinal task the grades in
+    rising order, whose output k is the logit of "above grade k". A segmentation with one class is binary (sigmoid);
+    with more, class 0 is the background. An anomaly output is a score, larger where more is wrong; its one class names
+    what is looked for.
+
+    Attributes:
+        name: key of the output, and of the target it is trained on.
+        task: one of `TASKS`.
+        classes: what K or D stand for.
+        center: of a regression, the mean of each number over the training cases. Networks predict
+            ``center + scale * x``, so that x is of the order of 1.
+        scale: of a regression, the standard deviation likewise.
     """
 
     name: str
     task: str
     classes: tuple[str, ...]
+    center: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

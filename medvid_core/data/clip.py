@@ -8,20 +8,23 @@ A **sample** is a dict; a batch adds a leading axis B to every tensor:
 | ``frame_real`` | bool [T]; false where a window overhangs the video and repeats its nearest frame |
 | ``mask`` | long [T,H,W], class of each pixel; 255 = unlabelled |
 | ``mask_labelled`` | bool [T]; false where a frame carries no annotation |
-| ``targets`` | dict of name → float or long tensor |
+| ``targets`` | dict of name → float or long tensor: of the whole clip |
 | ``targets_present`` | dict of name → bool tensor |
+| ``frame_targets`` | dict of name → float tensor [T]: of each frame, 0 where unknown |
+| ``frame_targets_present`` | dict of name → bool tensor [T]; false where unknown, or the frame is not real |
 | ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixel coordinates, augmentation apart |
 | ``source_size`` | long [2], height and width of the source in pixels |
 | ``frame_index`` | long [T], index of each frame in the source |
 | ``case_id``, ``group_id`` | str |
 | ``fps`` | float, NaN where unknown |
+| ``time_s`` | float64 [T], when each frame was taken, in seconds from any start; NaN where unknown |
 | ``spacing`` | float [2], mm per source pixel (row, column), NaN where unknown |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -41,7 +44,7 @@ class Source:
     """Where the frames of one stream are.
 
     Attributes:
-        reader: ``frames`` (one file a frame), ``video`` (one file), or ``"module:attribute"`` of a function
+        reader: ``frames`` (one file a frame), ``video``, ``dicom``, ``nifti`` (one file), or ``"module:attribute"`` of a function
             ``(source, frame_indices) -> array`` [T,H,W] or [T,H,W,3], uint8.
         paths: the files; empty for generated data. For ``frames``, ``""`` marks a frame without a file.
         values: for masks, the raw pixel value of each class, in class order; anything else but ``ignore`` is an error.
@@ -57,6 +60,8 @@ class Source:
     ignore: int = -1
     options: Any = None
 
+
+Target = float | int | tuple[float, ...]
 
 Reader = Callable[[Source, Sequence[int]], Array]
 
@@ -74,7 +79,12 @@ class Case:
         split: ``train``, ``val`` or ``test`` where the data set fixes it.
         fps: frames per second; None where unknown.
         spacing: mm per pixel (row, column); None where unknown.
-        targets: name → value, e.g. ``{"ejection_fraction": 57.2}``; a class is its index.
+        targets: name → value, e.g. ``{"ejection_fraction": 57.2}``; a class or grade is its index, several labels or
+            numbers are a tuple.
+        frame_targets: name → the value of every frame, NaN where unknown; a class is its index, an anomaly 0 or 1.
+        times_s: when each frame was taken, in seconds, where frames are not evenly spaced.
+        history: name of a target → (time in seconds, value) of earlier visits, oldest first, on the clock of
+            ``times_s``; the target itself is then that of ``visit_time`` on the same clock.
     """
 
     case_id: str
@@ -89,12 +99,28 @@ class Case:
     spacing: tuple[float, float] | None = None
     view: str = ""
     visit_time: str = ""
-    targets: Mapping[str, float | int] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    frame_targets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    times_s: tuple[float, ...] = ()
+    history: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def is_labelled(self, frame: int) -> bool:
         """Whether this frame carries a mask."""
         return "mask" in self.streams and (self.labelled is None or frame in self.labelled)
+
+    def knows(self, output: OutputSpec) -> bool:
+        """Whether anything is known that this output can be trained on or compared with."""
+        if output.task == "segmentation":
+            return "mask" in self.streams and self.labelled != ()
+        return output.name in self.targets or any(value == value for value in self.frame_targets.get(output.name, ()))
+
+    def only(self, outputs: Sequence[OutputSpec]) -> Case:
+        """Return the case with what these outputs need: no masks are read for the sake of a class."""
+        if any(output.task == "segmentation" for output in outputs):
+            return self
+        streams = {name: source for name, source in self.streams.items() if name != "mask"}
+        return replace(self, streams=streams, labelled=None)
 
 
 @dataclass(frozen=True, kw_only=True)

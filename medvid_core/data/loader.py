@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from medvid_core.config import AugmentConfig, ClipConfig
 from medvid_core.data import transforms
@@ -23,6 +23,19 @@ from medvid_core.data.readers import read_images, read_masks
 from medvid_core.data.sampling import ClipItem, ClipKey, RankBatches, random_start, sample_rng, window
 from medvid_core.errors import DataError
 from medvid_core.specs import ClipSpec
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random changes of a clip.
+
+    Attributes:
+        changes: those of the pixels as they are read; None for none.
+        pad: see `AugmentConfig`.
+    """
+
+    changes: v2.Compose | None
+    pad: int
 
 
 def read_case_masks(case: Case, indices: Sequence[int], size: tuple[int, int]) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -42,7 +55,7 @@ def load_sample(
     clip: ClipConfig,
     spec: ClipSpec,
     steps: Sequence[Step] = (),
-    augment: tuple[Any, int] | None = None,
+    augment: tuple[Augmentation, int] | None = None,
     masks: bool = True,
 ) -> Sample:
     """Read one clip as a sample (see `medvid_core.data.clip`).
@@ -67,27 +80,50 @@ def load_sample(
     video, mask = transforms.resize(
         transforms.to_video(images), tv_tensors.Mask(torch.from_numpy(annotation)), clip.size
     )
-    if augment is not None:
-        video, mask = transforms.augment(video, mask, *augment)
+    if augment is not None and augment[0].changes is not None:
+        video, mask = transforms.augment(video, mask, augment[0].changes, augment[1])
+    pixels, classes = transforms.normalise(video, spec), mask.as_subclass(Tensor).long()
+    if augment is not None and augment[0].pad:
+        # as EchoNet-Dynamic draws it: the corner of the window in [0, 2 pad)
+        dy, dx = augment[0].pad - np.random.default_rng(augment[1]).integers(2 * augment[0].pad, size=2)
+        pixels, classes = transforms.shift(pixels, dy, dx, 0), transforms.shift(classes, dy, dx, UNLABELLED)
+    if clip.padding == "zero":
+        pixels[~torch.from_numpy(real)] = 0
     spacing = case.spacing or (math.nan, math.nan)
+    frame_targets = {name: frame_values(values, indices, real) for name, values in case.frame_targets.items()}
     sample: Sample = {
-        "video": transforms.normalise(video, spec),
+        "video": pixels,
         "frame_real": torch.from_numpy(real),
-        "mask": mask.as_subclass(Tensor).long(),
+        "mask": classes,
         "mask_labelled": torch.from_numpy(labelled & real),
         "targets": {name: torch.as_tensor(value) for name, value in case.targets.items()},
         "targets_present": {name: torch.tensor(True) for name in case.targets},
+        "frame_targets": {name: values.nan_to_num(0) for name, values in frame_targets.items()},
+        "frame_targets_present": {name: ~values.isnan() for name, values in frame_targets.items()},
         "affine": transforms.resize_affine(source_size, clip.size),
         "source_size": torch.tensor(source_size),
         "frame_index": torch.from_numpy(indices),
         "case_id": case.case_id,
         "group_id": case.group_id,
         "fps": torch.tensor(case.fps if case.fps is not None else math.nan, dtype=torch.float32),
+        "time_s": frame_times(case, indices),
         "spacing": torch.tensor(spacing, dtype=torch.float32),
     }
     for step in steps:
         sample = step(sample)
     return sample
+
+
+def frame_values(values: Sequence[float], indices: npt.NDArray[np.int64], real: npt.NDArray[np.bool_]) -> Tensor:
+    """Return what is known of the frames of a clip, float [T]; NaN where unknown or not real."""
+    return torch.from_numpy(np.where(real, np.asarray(values, np.float32)[indices], np.float32(math.nan)))
+
+
+def frame_times(case: Case, indices: npt.NDArray[np.int64]) -> Tensor:
+    """Return when the frames of a clip were taken, in seconds, float64 [T] (years have many); NaN where unknown."""
+    if case.times_s:
+        return torch.from_numpy(np.asarray(case.times_s, np.float64)[indices])
+    return torch.from_numpy(indices.astype(np.float64)) / (case.fps if case.fps is not None else math.nan)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -98,12 +134,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
             batch[key] = torch.stack([sample[key] for sample in samples])
         elif not isinstance(first, dict):
             batch[key] = [sample[key] for sample in samples]
-    targets: dict[str, Tensor] = {name: value for sample in samples for name, value in sample["targets"].items()}
-    batch["targets"] = {
-        name: torch.stack([sample["targets"].get(name, torch.zeros_like(value)) for sample in samples])
-        for name, value in targets.items()
-    }
-    batch["targets_present"] = {name: torch.tensor([name in s["targets"] for s in samples]) for name in targets}
+    for key in ("targets", "targets_present", "frame_targets", "frame_targets_present"):
+        found: dict[str, Tensor] = {name: value for sample in samples for name, value in sample[key].items()}
+        batch[key] = {
+            name: torch.stack([sample[key].get(name, torch.zeros_like(value)) for sample in samples])
+            for name, value in found.items()
+        }
     return batch
 
 
@@ -134,7 +170,8 @@ class TrainingClips(Dataset[Sample]):
     ) -> None:
         self.steps = steps
         self.cases, self.items, self.clip, self.spec, self.seed = cases, items, clip, spec, seed
-        self.augmentation = transforms.augmentation(augment)
+        changes = transforms.augmentation(augment)
+        self.augmentation = Augmentation(changes, augment.pad) if changes is not None or augment.pad else None
 
     def __getitem__(self, key: ClipKey) -> Sample:
         item = self.items[key.item]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from medvid_core.config import ClipConfig
 from medvid_core.data.clip import Case
 from medvid_core.errors import DataError
+from medvid_core.specs import OutputSpec
 
 IntArray = npt.NDArray[np.int64]
 
@@ -42,8 +43,13 @@ def window(start: int, frames: int, clip: ClipConfig) -> tuple[IntArray, npt.NDA
 
 
 def last_start(frames: int, clip: ClipConfig) -> int:
-    """Return the last first frame for which the window ends inside the video; 0 if the video is too short."""
-    return max(0, frames - 1 - clip.stride * (clip.frames - 1))
+    """Return the last first frame for which the window ends inside the video; 0 if the video is too short.
+
+    Where short videos are filled up with zeros, they end after ``frames * stride`` frames, as in EchoNet-Dynamic:
+    so their clips start at every phase of the stride.
+    """
+    end = max(frames, clip.frames * clip.stride) if clip.padding == "zero" else frames
+    return max(0, min(frames - 1, end - 1 - clip.stride * (clip.frames - 1)))
 
 
 def random_start(case: Case, clip: ClipConfig, rng: np.random.Generator) -> int:
@@ -74,15 +80,15 @@ def covering_starts(frames: int, clip: ClipConfig, overlap: int = 0) -> list[int
     return sorted(starts)
 
 
-def training_items(cases: Sequence[Case], clip: ClipConfig) -> list[ClipItem]:
-    """List the clips of one epoch as ``clip.sampling`` says.
+def training_items(cases: Sequence[Case], clip: ClipConfig, outputs: Sequence[OutputSpec]) -> list[ClipItem]:
+    """List the clips of one epoch as ``clip.sampling`` says, of the cases that know anything of the outputs.
 
     Raises:
         DataError: no clip results.
     """
     items: list[ClipItem] = []
     for number, case in enumerate(cases):
-        if case.labelled is not None and not case.labelled and not case.targets:
+        if not any(case.knows(output) for output in outputs):
             continue
         last = last_start(case.frames, clip)
         if clip.sampling == "random":
@@ -96,7 +102,10 @@ def training_items(cases: Sequence[Case], clip: ClipConfig) -> list[ClipItem]:
             starts = [*covering_starts(case.frames, clip)]
         items += [ClipItem(number, start) for start in starts if start is None or _holds_label(case, start, clip)]
     if not items:
-        raise DataError(f"No training clip can be cut from the {len(cases)} training cases: no frame is labelled.")
+        raise DataError(
+            f"No training clip can be cut from the {len(cases)} training cases: nothing is known of what shall "
+            "be predicted."
+        )
     return items
 
 

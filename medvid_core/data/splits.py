@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,8 @@ def split_cases(cases: Sequence[Case], config: SplitConfig, training: bool = Tru
         DataError: a group in two parts, an unknown part, some cases with a part and some without, or no
             training case.
     """
+    if config.group == "none":
+        cases = [replace(case, group_id=case.case_id) for case in cases]
     fixed = [case.split is not None for case in cases]
     if any(fixed) and not all(fixed):
         example = next(case.case_id for case in cases if case.split is None)
@@ -40,6 +43,12 @@ def split_cases(cases: Sequence[Case], config: SplitConfig, training: bool = Tru
             _take(splits, "val", config.val, config.seed)
     else:
         splits["train"] = list(cases)
+        if config.test and len(cases) > 1 and len({case.group_id for case in cases}) == 1:
+            raise DataError(
+                f"All {len(cases)} cases are of one patient (group {cases[0].group_id!r}), so that none can be held "
+                "out for the test. Add other patients, hold none out (split.test=0), or divide the clips of this one "
+                "(split.group=none), knowing that the result says nothing of other patients."
+            )
         test_share = config.test
         _take(splits, "test", test_share, config.seed)
         _take(splits, "val", config.val / (1 - test_share), config.seed + 1)

@@ -96,6 +96,18 @@ def normalise(video: Tensor, spec: ClipSpec) -> Tensor:
     return (scaled - mean) / std
 
 
+def shift(x: Tensor, dy: int, dx: int, fill: float) -> Tensor:
+    """Return the picture [...,H,W] moved by whole pixels down and to the right, ``fill`` where it leaves a gap."""
+    height, width = x.shape[-2:]
+    moved = torch.full_like(x, fill)
+    if abs(dy) >= height or abs(dx) >= width:
+        return moved
+    ys, xs = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))
+    yt, xt = slice(max(0, dy), height - max(0, -dy)), slice(max(0, dx), width - max(0, -dx))
+    moved[..., yt, xt] = x[..., ys, xs]
+    return moved
+
+
 def to_source(maps: Tensor, affine: Tensor, source_size: tuple[int, int]) -> Tensor:
     """Resample maps [T,K,h,w] in model pixels to source pixels [T,K,H,W], bilinear, by inverting the geometry.
 

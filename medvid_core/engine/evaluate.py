@@ -14,11 +14,20 @@ from medvid_core.data.preprocess import plan_steps
 from medvid_core.data.splits import PARTS, recorded_splits, split_cases
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import environment, fingerprint, now, scan_lines, write_json
-from medvid_core.engine.scoring import CaseRow, Scorer, build_metrics, score_cases, summarise, write_rows
+from medvid_core.engine.scoring import (
+    CaseRow,
+    Scorer,
+    build_metrics,
+    metric_names,
+    score_cases,
+    summarise,
+    write_tables,
+)
 from medvid_core.engine.setup import accelerator, open_dataset, scan_choice
 from medvid_core.errors import ConfigError, DataError
-from medvid_core.models import describe, load_model, model_file, usable_outputs
+from medvid_core.models import describe, load_model, model_file
 from medvid_core.plugins import registry
+from medvid_core.specs import OutputSpec
 
 SETTABLE = ("clip.overlap", "evaluate.", "metrics", "dataset.", "split.")
 """Settings, or beginnings of such, that an evaluation takes; all others belong to the trained model."""
@@ -74,11 +83,7 @@ def evaluate(
     composed = compose(registry(), info.name, data, settings, config_file if config_file.is_file() else None)
     config = composed.config
     index = open_dataset(composed)
-    if usable_outputs(composed.model, index.outputs) != info.outputs:
-        raise ConfigError(
-            f"The model predicts {_classes(info.outputs[0].classes)}, the data hold "
-            f"{_classes(index.outputs[0].classes)}. Evaluate on data with the same classes in the same order."
-        )
+    _require_same(info.outputs, index.outputs)
     chosen = _choose(composed, config_file, index.cases, split, settings)
     folder = _free_folder(out or file.parent / _default_name(composed, chosen.part))
     clip = dataclasses.replace(config.clip, frames=info.frames, size=info.size, stride=info.stride)
@@ -100,7 +105,7 @@ def evaluate(
     with progress:
         rows = score_cases(
             model.to(front.device),
-            chosen.cases,
+            [case.only(info.outputs) for case in chosen.cases],
             scorer,
             front.process_index,
             front.num_processes,
@@ -109,7 +114,7 @@ def evaluate(
     summary = summarise(rows, scorer.metrics)
     if front.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "cases.csv", rows)
+        write_tables(folder, rows, scorer.others)
         record = {
             "model": info.to_dict(),
             "scan": scan,
@@ -124,7 +129,7 @@ def evaluate(
             },
             "evaluate": dataclasses.asdict(config.evaluate),
             "overlap": clip.overlap,
-            "metrics": list(config.metrics),
+            "metrics": list(metric_names(config.metrics, info.outputs)),
             "results": summary,
             "notes": chosen.notes,
             "finished": now(),
@@ -234,5 +239,21 @@ def _read_splits(path: Path) -> dict[str, list[str]]:
     return {part: list(found.get(part, [])) for part in PARTS}
 
 
-def _classes(names: Sequence[str]) -> str:
-    return ", ".join(names)
+def _require_same(outputs: Sequence[OutputSpec], offered: Sequence[OutputSpec]) -> None:
+    """Refuse data that do not know what the model predicts.
+
+    Raises:
+        ConfigError: an output is missing, or has other classes.
+    """
+    for output in outputs:
+        found = next((other for other in offered if (other.name, other.task) == (output.name, output.task)), None)
+        if found is None or found.classes != output.classes:
+            theirs = " and ".join(_described(other) for other in (offered if found is None else [found]))
+            raise ConfigError(
+                f"The model predicts {_described(output)}, the data hold {theirs}. Evaluate on data with the same "
+                "classes in the same order."
+            )
+
+
+def _described(output: OutputSpec) -> str:
+    return f"{output.name} ({output.task}: {', '.join(output.classes)})"

@@ -1,4 +1,4 @@
-"""Segment videos that nobody annotated, writing every frame as it comes."""
+"""Predict on videos that nobody annotated: masks frame by frame as they come, everything else as tables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 
 from medvid_core.config import ClipConfig
+from medvid_core.data.clip import Case
 from medvid_core.data.datasets.unlabelled import find_cases
-from medvid_core.data.preprocess import plan_steps
-from medvid_core.engine.inference import segment_case
+from medvid_core.data.preprocess import Step, plan_steps
+from medvid_core.engine.inference import predict_case, segment_case
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines
+from medvid_core.engine.scoring import columns, frame_columns, scored_case, write_rows
 from medvid_core.engine.setup import accelerator, scan_choice
 from medvid_core.errors import ConfigError, DataError
-from medvid_core.models import describe, load_model
+from medvid_core.models import ModelInfo, describe, load_model
 from medvid_core.plugins import registry
 
 WINDOWS = 4
@@ -32,25 +34,28 @@ def predict(
     video: bool = True,
     overlap: int = 0,
 ) -> list[Path]:
-    """Segment a video, a folder of frames, or a folder of either.
+    """Predict on a video, a folder of frames, or a folder of either.
+
+    Of masks each case gets ``<case>/masks/<frame>.png``; of everything else ``<case>/prediction.csv`` and, where frames
+    have values, ``<case>/frames.csv``, with the columns of a run's ``cases.csv`` and ``frames.csv``.
 
     Args:
         model_or_run: a model made by medvid, a run directory, or a model file.
-        path: what to segment.
-        out: folder to write to; each case gets ``<case>/masks/<frame>.png`` and ``<case>/overlay.webm``.
-        video: whether to write the overlay.
+        path: what to predict on.
+        out: folder to write to.
+        video: whether to write ``<case>/overlay.webm`` as well.
         overlap: frames that neighbouring windows share; they are blended.
 
     Returns:
         The folder of each case.
 
     Raises:
-        CheckpointError: the model cannot be loaded. DataError: nothing to segment; or ``out`` holds predictions of
-            some of the cases, before anything is segmented; or, after all the others are written, the cases that
+        CheckpointError: the model cannot be loaded. DataError: nothing to predict on; or ``out`` holds predictions of
+            some of the cases, before anything is computed; or, after all the others are written, the cases that
             cannot be read, each with its reason.
         ConfigError: the overlap does not fit the model's clip length.
     """
-    from medvid_core.report.overlay import safe_name, write_case
+    from medvid_core.report.overlay import safe_name
 
     front = accelerator()
     model = model_or_run if isinstance(model_or_run, torch.nn.Module) else load_model(model_or_run)
@@ -74,11 +79,10 @@ def predict(
         mine = list(zip(cases, names, strict=True))[front.process_index :: front.num_processes]
         for case, name in progress.track(mine, "predicting"):
             folder = Path(out) / name
-            blocks = segment_case(model, info.outputs[0], case, clip, info.clip, steps, WINDOWS, front.device)
             unfinished = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a prediction that was killed
             try:
-                write_case(blocks, case, unfinished, info.outputs[0], with_video=video)
+                _predict_one(model, info, case, clip, steps, front.device, unfinished, video)
             except DataError as error:
                 failed[case.case_id] = str(error)
                 shutil.rmtree(unfinished)
@@ -90,6 +94,41 @@ def predict(
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise DataError(f"{len(failed)} case(s) could not be read and are left out:\n{reasons}")
     return folders
+
+
+def _predict_one(
+    model: torch.nn.Module,
+    info: ModelInfo,
+    case: Case,
+    clip: ClipConfig,
+    steps: Sequence[Step],
+    device: torch.device,
+    folder: Path,
+    video: bool,
+) -> None:
+    """Write what is predicted of one case.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from medvid_core.report.captions import write_captioned
+    from medvid_core.report.overlay import write_case
+
+    masks = [output for output in info.outputs if output.task == "segmentation"]
+    others = [output for output in info.outputs if output.task != "segmentation"]
+    for output in masks:
+        blocks = segment_case(model, output, case, clip, info.clip, steps, WINDOWS, device)
+        write_case(blocks, case, folder, output, with_video=video)
+    if not others:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    found = scored_case(case, others, predict_case(model, others, case, clip, info.clip, steps, WINDOWS, device))
+    write_rows(folder / "prediction.csv", [{"case_id": case.case_id, "frames": case.frames, **columns(found, others)}])
+    frames = frame_columns(found, others)
+    if frames:
+        write_rows(folder / "frames.csv", frames)
+    if video and not masks:
+        write_captioned(folder / "overlay.webm", case, found, others, range(case.frames))
 
 
 def _require_free(out: Path, names: Sequence[str]) -> None:

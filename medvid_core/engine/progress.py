@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,6 +30,7 @@ class Progress:
             disable=not enabled or not sys.stderr.isatty(),
         )
         self._training: int | None = None
+        self._live: Any = None
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -50,6 +51,12 @@ class Progress:
         """Move the training bar on."""
         if self._training is not None:
             self._bars.update(self._training, completed=step, note=f"loss {loss:.4f}")  # type: ignore[arg-type]
+
+    def live(self, line: str) -> None:
+        """Show what a stream is at, in place of what was shown before."""
+        if self._live is None:
+            self._live = self._bars.add_task("streaming", total=None, note="")
+        self._bars.update(self._live, advance=1, note=line)
 
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         """Yield the items, with a bar that vanishes at the end."""

@@ -18,17 +18,28 @@ from medvid_core.config import ClipConfig, EvaluateConfig
 from medvid_core.data.clip import UNLABELLED, Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.preprocess import Step
-from medvid_core.data.readers import image_size
 from medvid_core.data.transforms import to_source
-from medvid_core.engine.inference import FrameBlock, segment_case
+from medvid_core.engine.inference import FRAME_TASKS, FrameBlock, predict_case, segment_case
 from medvid_core.errors import DataError
-from medvid_core.metrics.base import Metric, ScoredFrames
+from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase, ScoredFrames
+from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
 from medvid_core.specs import ClipSpec, MetricSpec, OutputSpec, resolve
 
-CaseRow = dict[str, Any]
 _NO_METRICS = ("case_id", "group_id", "frames", "scored_frames", "problem")
+
+
+class CaseRow(dict[str, Any]):
+    """The row of one case: its ids, number of scored frames, what is predicted and known of it, and every metric.
+
+    Attributes:
+        scored: what is predicted beside masks, from which metrics over several cases are computed; None: nothing.
+    """
+
+    scored: ScoredCase | None = None
+
+
 Progress = Callable[[Sequence[Case]], Iterable[Case]]
 
 
@@ -37,7 +48,7 @@ class Scorer:
     """Everything needed to score a model on cases, apart from the two."""
 
     outputs: tuple[OutputSpec, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Metric | CaseMetric, ...]
     clip: ClipConfig
     spec: ClipSpec
     steps: Sequence[Step]
@@ -45,29 +56,79 @@ class Scorer:
     device: torch.device
 
     @property
-    def output(self) -> OutputSpec:
-        """The output that is scored."""
-        return self.outputs[0]
+    def masks(self) -> OutputSpec | None:
+        """The segmentation that is scored."""
+        return next((output for output in self.outputs if output.task == "segmentation"), None)
+
+    @property
+    def others(self) -> tuple[OutputSpec, ...]:
+        """All outputs that are no masks."""
+        return tuple(output for output in self.outputs if output.task != "segmentation")
 
     def segment(self, model: nn.Module, case: Case) -> Iterator[FrameBlock]:
         """Yield the class probabilities of a case as they come."""
+        assert self.masks is not None
         return segment_case(
-            model, self.output, case, self.clip, self.spec, self.steps, self.settings.batch_size, self.device
+            model, self.masks, case, self.clip, self.spec, self.steps, self.settings.batch_size, self.device
         )
 
+    def predict(self, model: nn.Module, case: Case) -> ScoredCase:
+        """Return what is predicted of a case beside masks, with what is known of it."""
+        found = predict_case(
+            model, self.others, case, self.clip, self.spec, self.steps, self.settings.batch_size, self.device
+        )
+        return scored_case(case, self.others, found)
 
-def build_metrics(registry: Registry, names: Sequence[str], outputs: tuple[OutputSpec, ...]) -> tuple[Metric, ...]:
-    """Build the metrics by name.
+
+def scored_case(case: Case, outputs: Sequence[OutputSpec], predicted: Mapping[str, Tensor]) -> ScoredCase:
+    """Put predictions beside what is known of a case."""
+    return ScoredCase(
+        case_id=case.case_id,
+        group_id=case.group_id,
+        predicted={name: value.double().numpy() for name, value in predicted.items()},
+        true={
+            output.name: np.asarray(case.targets[output.name], np.float64).reshape(
+                (-1,) if output.task in ("regression", "multilabel") else ()
+            )
+            for output in outputs
+            if output.name in case.targets
+        },
+        true_frames={
+            output.name: np.asarray(case.frame_targets[output.name], np.float64)
+            for output in outputs
+            if output.name in case.frame_targets
+        },
+        fps=math.nan if case.fps is None else case.fps,
+    )
+
+
+AUTOMATIC = ("auto",)
+"""The metrics of a recipe that leaves them to the task."""
+
+
+def metric_names(names: Sequence[str], outputs: Sequence[OutputSpec]) -> tuple[str, ...]:
+    """Return the metrics to compute: of ``auto``, what is usual for the tasks of the outputs."""
+    if tuple(names) != AUTOMATIC:
+        return tuple(names)
+    return tuple(dict.fromkeys(name for output in outputs for name in DEFAULT_METRICS[output.task]))
+
+
+def build_metrics(
+    registry: Registry, names: Sequence[str], outputs: tuple[OutputSpec, ...]
+) -> tuple[Metric | CaseMetric, ...]:
+    """Build the metrics by name, each for the outputs it is made for.
 
     Raises:
-        PluginError: a name that no plugin offers. ConfigError: a metric of another task.
+        PluginError: a name that no plugin offers. ConfigError: a metric that fits none of the outputs.
     """
     metrics = []
-    for name in names:
+    for name in metric_names(names, outputs):
         spec = registry.find("metric", name).spec
         assert isinstance(spec, MetricSpec)
-        check_tasks(spec, outputs)
-        metrics.append(resolve(spec.build)(outputs))
+        fitting = tuple(output for output in outputs if output.task in spec.tasks)
+        if not fitting:
+            check_tasks(spec, outputs)
+        metrics.append(resolve(spec.build)(fitting))
     return tuple(metrics)
 
 
@@ -92,6 +153,7 @@ def block_masks(case: Case, block: FrameBlock, at: str) -> tuple[Tensor, Tensor,
 def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> CaseRow:
     """Return the row of one case: its ids, number of scored frames, and every metric."""
     columns: dict[str, list[Tensor]] = {}
+    metrics = [metric for metric in scorer.metrics if isinstance(metric, Metric)]
     scored = 0
     for block in blocks:
         values, masks, labelled = block_masks(case, block, scorer.settings.at)
@@ -100,17 +162,88 @@ def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> Ca
             continue
         scored += int(labelled.sum())
         frames = ScoredFrames(values[labelled], masks[labelled], labelled[labelled])
-        for metric in scorer.metrics:
+        for metric in metrics:
             for name, column in metric.per_frame(frames).items():
                 columns.setdefault(name, []).append(column)
-    row: CaseRow = {**_identity(case), "scored_frames": scored}
+    row = CaseRow({**_identity(case), "scored_frames": scored})
     joined = {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
-    for metric in scorer.metrics:
+    for metric in metrics:
         row |= metric.per_case({name: v for name, v in joined.items() if name.split("/")[0] == metric.name})
     return row
 
 
-def _identity(case: Case) -> CaseRow:
+def score_case(model: nn.Module, case: Case, scorer: Scorer) -> CaseRow:
+    """Return the row of one case: its masks, if any are predicted, and everything else."""
+    row = CaseRow({**_identity(case), "scored_frames": 0})
+    if scorer.masks is not None:
+        row = score_blocks(case, scorer.segment(model, case), scorer)
+    if not scorer.others:
+        return row
+    row.scored = scorer.predict(model, case)
+    if any(case.knows(output) for output in scorer.others):
+        row["scored_frames"] = case.frames
+    row |= columns(row.scored, scorer.others)
+    for metric in scorer.metrics:
+        if isinstance(metric, CaseMetric):
+            row |= metric.per_case(row.scored)
+    return row
+
+
+def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
+    """Return what is known and predicted of a whole case as columns of its row.
+
+    ``true/<output>`` and ``predicted/<output>`` (a class or grade by name, or a number; of several numbers
+    ``…/<output>/<number>``), ``p/<output>/<class>`` (of grades: of lying above it), and ``score/<output>`` of an
+    anomaly: the mean of the highest sixteenth of its frames.
+    """
+    found: dict[str, Any] = {}
+    for output in outputs:
+        name, classes = output.name, output.classes
+        true, predicted = case.true.get(name), case.predicted[name]
+        several = len(classes) > 1
+        if output.task in ("classification", "ordinal"):
+            chosen = predicted.argmax() if output.task == "classification" else (predicted > 0.5).sum()
+            found[f"true/{name}"] = "" if true is None else classes[int(true)]
+            found[f"predicted/{name}"] = classes[int(chosen)]
+            found |= {f"p/{name}/{label}": float(p) for label, p in zip(classes, predicted, strict=False)}
+        elif output.task == "multilabel":
+            for number, label in enumerate(classes):
+                found[f"true/{name}/{label}"] = math.nan if true is None else float(true[number])
+                found[f"p/{name}/{label}"] = float(predicted[number])
+        elif output.task == "regression":
+            for number, label in enumerate(classes):
+                end = f"{name}/{label}" if several else name
+                found[f"true/{end}"] = math.nan if true is None else float(true[number])
+                found[f"predicted/{end}"] = float(predicted[number])
+        elif output.task == "anomaly":
+            highest = np.sort(predicted)[-max(1, math.ceil(len(predicted) / 16)) :]
+            found[f"true/{name}"] = math.nan if true is None else float(true)
+            found[f"score/{name}"] = float(highest.mean())
+    return found
+
+
+def frame_columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> list[dict[str, Any]]:
+    """Return what is known and predicted of every frame of a case, one row a frame; empty where nothing is."""
+    of_frames = [output for output in outputs if output.task in FRAME_TASKS]
+    if not of_frames:
+        return []
+    rows: list[dict[str, Any]] = [
+        {"case_id": case.case_id, "frame": frame} for frame in range(len(case.predicted[of_frames[0].name]))
+    ]
+    for output in of_frames:
+        name, predicted = output.name, case.predicted[output.name]
+        true = case.true_frames.get(name, np.full(len(predicted), math.nan))
+        for row, value, known in zip(rows, predicted, true, strict=True):
+            if output.task == "anomaly":
+                row |= {f"true/{name}": float(known), f"score/{name}": float(value)}
+                continue
+            row[f"true/{name}"] = "" if math.isnan(known) else output.classes[int(known)]
+            row[f"predicted/{name}"] = output.classes[int(value.argmax())]
+            row |= {f"p/{name}/{label}": float(p) for label, p in zip(output.classes, value, strict=True)}
+    return rows
+
+
+def _identity(case: Case) -> dict[str, Any]:
     return {"case_id": case.case_id, "group_id": case.group_id, "frames": case.frames}
 
 
@@ -140,15 +273,16 @@ def score_cases(
     mine = []
     for case in progress(cases[rank::processes]):
         try:
-            mine.append(score_blocks(case, scorer.segment(model, case), scorer))
+            mine.append(score_case(model, case, scorer))
         except DataError as error:  # a corrupt file costs its case, not the run
-            mine.append({**_identity(case), "scored_frames": 0, "problem": str(error)})
+            mine.append(CaseRow({**_identity(case), "scored_frames": 0, "problem": str(error)}))
     model.train(was_training)
     rows = {row["case_id"]: row for row in _gather(mine, processes)}
     ordered = [rows[case.case_id] for case in cases]
     if ordered and not any(row["scored_frames"] for row in ordered):
         reason = next((f" First problem: {row['problem']}" for row in ordered if "problem" in row), "")
-        raise DataError(f"None of the {len(ordered)} cases to evaluate has an annotated frame.{reason}")
+        wanted = "an annotated frame" if scorer.masks is not None else "a known target"
+        raise DataError(f"None of the {len(ordered)} cases to evaluate has {wanted}.{reason}")
     return ordered
 
 
@@ -160,14 +294,27 @@ def _gather(rows: list[CaseRow], processes: int) -> list[CaseRow]:
     return [row for share in shares for row in share]
 
 
-def summarise(rows: Sequence[CaseRow], metrics: Sequence[Metric]) -> dict[str, float]:
+def summarise(rows: Sequence[CaseRow], metrics: Sequence[Metric | CaseMetric]) -> dict[str, float]:
     """Return every metric over all rows that have scored frames."""
-    scored = [{k: v for k, v in row.items() if k not in _NO_METRICS} for row in rows if row["scored_frames"]]
-    return {name: value for metric in metrics for name, value in metric.summarise(scored).items()}
+    scored = [row for row in rows if row["scored_frames"]]
+    values = [{k: v for k, v in row.items() if k not in _NO_METRICS} for row in scored]
+    cases = [row.scored for row in scored if row.scored is not None]
+    found: dict[str, float] = {}
+    for metric in metrics:
+        found |= metric.summarise(values) if isinstance(metric, Metric) else metric.summarise(cases)
+    return found
 
 
-def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
-    """Write the per-case table as CSV; an undefined value is an empty cell."""
+def write_tables(directory: Path, rows: Sequence[CaseRow], outputs: Sequence[OutputSpec]) -> None:
+    """Write ``cases.csv``, and ``frames.csv`` where something is predicted for frames beside masks."""
+    write_rows(directory / "cases.csv", rows)
+    frames = [line for row in rows if row.scored is not None for line in frame_columns(row.scored, outputs)]
+    if frames:
+        write_rows(directory / "frames.csv", frames)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table as CSV; an undefined value is an empty cell."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
@@ -176,71 +323,46 @@ def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
             writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
 
 
-class ConstantMap(nn.Module):
-    """Predicts the same mask for every frame of every video.
+def merit(row: CaseRow, metric: str, higher_is_better: bool, outputs: Sequence[OutputSpec]) -> float:
+    """Return how well a case went, larger is better: its own value of a metric, or where that has none, its fit.
 
-    Args:
-        output: the segmentation output.
-        classes: class of each pixel, long [H,W].
+    The fit is that of the first output: probability of the true class, labels or frames; the negative error of a number
+    or grade; the score of an anomaly, negative where there is none. NaN where nothing is known.
     """
-
-    def __init__(self, output: OutputSpec, classes: Tensor) -> None:
-        super().__init__()
-        self.output = output
-        count = len(output.classes)
-        chosen = [classes == number for number in (range(count) if count > 1 else (1,))]
-        self.register_buffer("logits", torch.stack(chosen).float() * 40 - 20)  # sure, and finite
-
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the same logits for every frame, [B,T,K,H,W]."""
-        b, t = batch["video"].shape[:2]
-        logits = self.get_buffer("logits")
-        return {self.output.name: logits.expand(b, t, *logits.shape)}
-
-
-def best_threshold(frequency: Tensor) -> float:
-    """Return the t for which the region ``frequency >= t`` has the largest expected Dice with the masks.
-
-    Expected overlap and size are sums of the frequencies [H,W], so Dice is 2 Σ_region f / (|region| + Σ f), taken as
-    the ratio of expectations.
-    """
-    falling = frequency.flatten().sort(descending=True).values
-    sizes = torch.arange(1, len(falling) + 1)
-    dice = 2 * falling.cumsum(0) / (sizes + falling.sum()).clamp(min=1e-12)
-    return float(falling[dice.argmax()])
-
-
-def constant_predictor(cases: Sequence[Case], output: OutputSpec, clip: ClipConfig) -> ConstantMap:
-    """Build the best constant mask from up to eight labelled frames of each training case.
-
-    A pixel belongs to a class where that stood often enough for the largest expected Dice; where two classes claim it,
-    to the one that exceeds its threshold the most.
-    """
-    classes = max(2, len(output.classes))
-    total = torch.zeros(classes, *clip.size)
-    for case in cases:
-        known = [frame for frame in range(case.frames) if case.is_labelled(frame)]
-        frames = [known[i] for i in np.linspace(0, len(known) - 1, min(8, len(known))).astype(int)]
-        if not frames:
-            continue
-        masks, _ = read_case_masks(case, frames, image_size(case.streams["video"]))
-        small = F.interpolate(torch.from_numpy(masks)[:, None], size=tuple(clip.size), mode="nearest-exact")[:, 0]
-        total += torch.stack([(small == number).float().sum(0) for number in range(classes)])
-    frequencies = (total / total.sum(0).clamp(min=1))[1:]
-    thresholds = torch.tensor([max(best_threshold(frequency), 1e-6) for frequency in frequencies])
-    excess = frequencies / thresholds[:, None, None]
-    return ConstantMap(output, torch.where((excess >= 1).any(0), excess.argmax(0) + 1, 0))
+    value = row.get(metric, math.nan)
+    if isinstance(value, float) and not math.isnan(value):
+        return value if higher_is_better else -value
+    case = row.scored
+    if case is None:
+        return math.nan
+    output = outputs[0]
+    predicted, true = case.predicted[output.name], case.true.get(output.name)
+    frames = case.true_frames.get(output.name)
+    if frames is not None:
+        known = ~np.isnan(frames)
+        if output.task == "anomaly":
+            fit = np.where(frames > 0, predicted, -predicted)[known]
+        else:
+            fit = predicted[known, frames[known].astype(int)]
+        return float(fit.mean()) if len(fit) else math.nan
+    if true is None:
+        return math.nan
+    if output.task == "classification":
+        return float(predicted[int(true)])
+    if output.task == "multilabel":
+        return float(np.where(true > 0, predicted, 1 - predicted).mean())
+    if output.task == "anomaly":
+        return float(predicted.max() if true > 0 else -predicted.max())
+    guess = (predicted > 0.5).sum() if output.task == "ordinal" else predicted
+    return -float(np.abs(guess - true).mean())
 
 
 def best_and_worst(
-    rows: Sequence[CaseRow], metric: str, higher_is_better: bool, count: int
+    rows: Sequence[CaseRow], metric: str, higher_is_better: bool, count: int, outputs: Sequence[OutputSpec] = ()
 ) -> tuple[list[str], list[str]]:
-    """Return the ids of the best and of the worst cases by a metric, without overlap."""
-    ranked = sorted(
-        (row for row in rows if row["scored_frames"] and not math.isnan(row.get(metric, math.nan))),
-        key=lambda row: row[metric],
-        reverse=higher_is_better,
-    )
-    best = [row["case_id"] for row in ranked[:count]]
-    worst = [row["case_id"] for row in reversed(ranked[len(best) :][-count:])] if count else []
+    """Return the ids of the best and of the worst cases (see `merit`), without overlap."""
+    merits = [(merit(row, metric, higher_is_better, outputs), row["case_id"]) for row in rows if row["scored_frames"]]
+    ranked = sorted((pair for pair in merits if not math.isnan(pair[0])), key=lambda pair: pair[0], reverse=True)
+    best = [case_id for _, case_id in ranked[:count]]
+    worst = [case_id for _, case_id in reversed(ranked[len(best) :][-count:])] if count else []
     return best, worst

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from medvid_core.engine.run import (
     write_json,
     write_text,
 )
-from medvid_core.engine.scoring import Scorer, build_metrics
+from medvid_core.engine.scoring import Scorer, build_metrics, metric_names
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import Loss
@@ -102,7 +103,8 @@ class Session:
     def higher_is_better(self, metric: str) -> bool:
         """Whether larger values of a metric are better."""
         built = [built.name for built in self.scorer.metrics]
-        spec = self.registry.find("metric", self.composed.config.metrics[built.index(metric)]).spec
+        names = metric_names(self.composed.config.metrics, self.scorer.outputs)
+        spec = self.registry.find("metric", names[built.index(metric)]).spec
         assert isinstance(spec, MetricSpec)
         return spec.higher_is_better
 
@@ -145,7 +147,7 @@ def open_session(
     front = accelerator(config.train.precision)
     check_processes(front.num_processes, expect_processes)
     data = open_data(composed)
-    info = model_info(composed, registry, data.index)
+    info = model_info(composed, registry, data)
     steps = plan_steps(registry, composed.model.clip.streams)
 
     torch.manual_seed(config.seed)
@@ -160,7 +162,7 @@ def open_session(
     loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
     metrics = build_metrics(registry, config.metrics, info.outputs)
     scorer = Scorer(info.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
-    items = training_items(data.splits["train"], config.clip)
+    items = training_items(data.splits["train"], config.clip, info.outputs)
     total = config.train.epochs * steps_per_epoch(len(items), config.train.batch_size)
     batches = RankBatches(
         seed=config.seed,
@@ -294,7 +296,8 @@ def _write_start(session: Session) -> None:
             "name": config.dataset.name,
             "root": config.data_root,
             "cases": {part: len(cases) for part, cases in data.splits.items()},
-            "classes": list(session.scorer.output.classes),
+            "classes": list(session.info.outputs[0].classes),
+            "outputs": [dataclasses.asdict(output) for output in session.info.outputs],
             "skipped": dict(data.index.skipped),
             "fingerprint": fingerprint(data.index),
         },

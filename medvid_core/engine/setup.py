@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from medvid_core.config import Composed
-from medvid_core.data.clip import Index
+from medvid_core.data.clip import Case, Index
 from medvid_core.data.splits import Splits, split_cases
+from medvid_core.engine.baselines import known_values
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo, usable_outputs
 from medvid_core.ops import BACKENDS, ScanMixer, choose_backend
 from medvid_core.ops.backends import Choice
 from medvid_core.plugins import Registry
-from medvid_core.specs import resolve
+from medvid_core.specs import OutputSpec, resolve
 
 
 @dataclass(frozen=True)
@@ -125,16 +127,32 @@ def open_dataset(composed: Composed) -> Index:
 
 
 def open_data(composed: Composed) -> Data:
-    """Index the data set and divide it into train, val and test."""
+    """Index the data set and divide it into train, val and test: of every case what the model's outputs need."""
     index = open_dataset(composed)
-    return Data(index, split_cases(index.cases, composed.config.split))
+    outputs = usable_outputs(composed.model, index.outputs, composed.config.outputs)
+    splits = split_cases(index.cases, composed.config.split)
+    return Data(index, {part: [case.only(outputs) for case in cases] for part, cases in splits.items()})
 
 
-def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInfo:
+def standardise(output: OutputSpec, cases: Sequence[Case]) -> OutputSpec:
+    """Return a regression with mean and standard deviation of the training cases; any other output as it is."""
+    if output.task != "regression":
+        return output
+    known = known_values(cases, output)
+    if not len(known):
+        raise DataError(f"No training case has a value of {output.name!r}, which the model shall predict.")
+    values = known.reshape(len(known), -1)
+    spread = values.std(0)
+    scale = tuple(float(value) if value > 0 else 1.0 for value in spread)
+    return dataclasses.replace(output, center=tuple(map(float, values.mean(0))), scale=scale)
+
+
+def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
     """Describe the model that a configuration and a data set call for.
 
     Raises:
         ConfigError: a clip size the model cannot take, or data with nothing it can predict.
+        DataError: no training case has a number to predict.
     """
     config, spec = composed.config, composed.model
     if any(side % spec.clip.multiple for side in config.clip.size):
@@ -149,7 +167,10 @@ def model_info(composed: Composed, registry: Registry, index: Index) -> ModelInf
         name=provided.full_name,
         version=provided.version,
         config=dataclasses.asdict(config.model.config),
-        outputs=usable_outputs(spec, index.outputs),
+        outputs=tuple(
+            standardise(output, data.splits["train"])
+            for output in usable_outputs(spec, data.index.outputs, config.outputs)
+        ),
         clip=spec.clip,
         frames=config.clip.frames,
         size=config.clip.size,

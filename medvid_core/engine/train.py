@@ -25,8 +25,9 @@ from medvid_core.data.clip import Batch, Case
 from medvid_core.data.loader import TrainingClips, default_workers, to_device, training_loader
 from medvid_core.data.sampling import steps_per_epoch
 from medvid_core.engine import checkpoint
+from medvid_core.engine.baselines import constant_predictor
 from medvid_core.engine.run import Clock, Run, now, peak_memory_mib
-from medvid_core.engine.scoring import CaseRow, constant_predictor, problems, score_cases, summarise, write_rows
+from medvid_core.engine.scoring import CaseRow, problems, score_cases, summarise, write_tables
 from medvid_core.engine.session import Session, open_session
 from medvid_core.errors import MedvidError
 from medvid_core.models import MODEL_FILE, build_model, save_model
@@ -335,7 +336,7 @@ def _finish(session: Session) -> None:
     )
     if run.main:
         run.log(kind="result", split=part, step=session.state.step, **summary)
-        write_rows(run.directory / "cases.csv", rows)
+        write_tables(run.directory, rows, session.scorer.others)
         write_overlays(run, network, splits[part], rows, session.scorer, session.progress)
         write_report(run.directory)
         name = session.scorer.metrics[0].name
@@ -352,7 +353,7 @@ def _baselines(session: Session, cases: Sequence[Case]) -> dict[str, dict[str, f
     torch.manual_seed(session.composed.config.seed)
     device = session.accelerator.device
     untrained = build_model(session.info).to(device).eval()
-    constant = constant_predictor(session.data.splits["train"], session.scorer.output, session.composed.config.clip)
+    constant = constant_predictor(session.data.splits["train"], session.scorer.outputs, session.composed.config.clip)
     return {
         "untrained": _score(session, untrained, cases, "untrained baseline")[1],
         "constant": _score(session, constant.to(device), cases, "constant baseline")[1],

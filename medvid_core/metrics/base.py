@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from medvid_core.data.clip import UNLABELLED
 from medvid_core.specs import OutputSpec
 
 Row = Mapping[str, float]
+Floats = npt.NDArray[np.float64]
 
 
 class ScoredFrames:
@@ -59,6 +61,60 @@ class ScoredFrames:
             tn = self.valid.flatten(1).sum(1) - tp - fp - fn
             rows.append(torch.stack([tp, fp, fn, tn], 1))
         return torch.stack(rows, 1).double()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredCase:
+    """What a model predicted for a case beside its masks, and what is known of it.
+
+    All arrays are float64, by name of the output. What is predicted has the shape of its task: probabilities [K] for
+    classification and multilabel; numbers [D] for regression; for ordinal the probabilities [K-1] of lying above each
+    grade but the last; for every frame, probabilities [T,K] for frame_classification and a score [T] for anomaly.
+
+    Attributes:
+        case_id: the case.
+        group_id: its patient.
+        predicted: by output.
+        true: of the whole case, by output: a class or grade is its index, shape []; multilabel [K]; regression [D];
+            an anomaly 0 or 1, shape []. Outputs whose target is unknown are absent.
+        true_frames: of every frame [T], by output; NaN where unknown. Absent likewise.
+        fps: frames a second, NaN where unknown.
+    """
+
+    case_id: str
+    group_id: str
+    predicted: Mapping[str, Floats]
+    true: Mapping[str, Floats]
+    true_frames: Mapping[str, Floats] = field(default_factory=dict)
+    fps: float = math.nan
+
+
+class CaseMetric:
+    """A metric of what is predicted for whole cases or for their frames, in two stages.
+
+    Subclasses give `name`, `tasks`, and one or both stages. They are made for every output of a fitting task.
+    """
+
+    name = ""
+    tasks: tuple[str, ...] = ()
+
+    def __init__(self, outputs: tuple[OutputSpec, ...]) -> None:
+        self.outputs = tuple(output for output in outputs if output.task in self.tasks)
+
+    def column(self, output: OutputSpec, part: str = "") -> str:
+        """Return the name of a value: ``name``, with the output's where there are several, and a part's."""
+        words = [self.name, *([output.name] if len(self.outputs) > 1 else []), *([part] if part else [])]
+        return "/".join(words)
+
+    def per_case(self, case: ScoredCase) -> dict[str, float]:
+        """Return a case's own values, for its row; NaN where undefined."""
+        return {}
+
+    def summarise(self, cases: Sequence[ScoredCase]) -> dict[str, float]:
+        """Return the metric over all cases, by default the mean of their own values."""
+        rows = [self.per_case(case) for case in cases]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: mean([row.get(name, math.nan) for row in rows]) for name in names}
 
 
 def to_classes(probabilities: Tensor) -> Tensor:

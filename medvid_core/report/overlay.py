@@ -24,7 +24,8 @@ from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import Run, write_json
 from medvid_core.engine.scoring import CaseRow, Scorer, best_and_worst
 from medvid_core.errors import MedvidError
-from medvid_core.metrics.base import to_classes
+from medvid_core.metrics.base import ScoredCase, to_classes
+from medvid_core.report.captions import write_captioned
 from medvid_core.report.draw import Bytes, Still, draw, fitted_size, resize_image, resize_mask, strip
 from medvid_core.report.palette import Colours, palette
 from medvid_core.report.video import OverlayWriter
@@ -168,6 +169,19 @@ def _write_overlay(blocks: Iterable[FrameBlock], case: Case, stem: Path, classes
             if frame.number in picks:
                 stills.append(_still(frame, colours))
     strip(stills).save(still)
+    return _entry(case, video, still, shown, writer.fps)
+
+
+def _write_captions(case: Case, scored: ScoredCase, stem: Path, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
+    """Write video and a still of one case without masks; return what the index says of them."""
+    shown = shown_frames(case)
+    video, still = stem.with_name(f"{stem.name}.webm"), stem.with_name(f"{stem.name}.png")
+    picture, fps = write_captioned(video, case, scored, outputs, shown, LONGEST)
+    Image.fromarray(picture).save(still)
+    return _entry(case, video, still, shown, fps)
+
+
+def _entry(case: Case, video: Path, still: Path, shown: range, fps: float) -> dict[str, Any]:
     return {
         "video": video.name,
         "still": still.name,
@@ -175,7 +189,7 @@ def _write_overlay(blocks: Iterable[FrameBlock], case: Case, stem: Path, classes
         "first_frame": shown.start,
         "frames_shown": len(shown),
         "fps": case.fps,
-        "fps_shown": writer.fps,
+        "fps_shown": fps,
     }
 
 
@@ -193,8 +207,9 @@ def write_overlays(
     stands in the index with its ``problem``.
     """
     metric = scorer.metrics[0].name
-    best, worst = best_and_worst(rows, metric, run.record["metrics"][metric], scorer.settings.overlays)
+    best, worst = best_and_worst(rows, metric, run.record["metrics"][metric], scorer.settings.overlays, scorer.others)
     by_id, values = {case.case_id: case for case in cases}, {row["case_id"]: row.get(metric) for row in rows}
+    scored = {row["case_id"]: row.scored for row in rows if row.scored is not None}
     directory = run.directory / "overlays"
     directory.mkdir(parents=True, exist_ok=True)
     was_training = model.training
@@ -207,9 +222,11 @@ def write_overlays(
         names.append(safe_name(case_id, names))
         entry = {"case_id": case_id, "kind": kind, "metric": metric, "value": values[case_id]}
         try:
-            entry |= _write_overlay(
-                scorer.segment(model, case), case, directory / names[-1], len(scorer.output.classes)
-            )
+            if scorer.masks is not None:
+                blocks = scorer.segment(model, case)
+                entry |= _write_overlay(blocks, case, directory / names[-1], len(scorer.masks.classes))
+            else:
+                entry |= _write_captions(case, scored[case_id], directory / names[-1], scorer.others)
         except (MedvidError, OSError, FFmpegError) as error:
             progress.say(f"overlay of {case_id} left out: {error}")
             entry["problem"] = str(error)

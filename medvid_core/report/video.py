@@ -12,7 +12,7 @@ import os
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import av
 import numpy as np
@@ -44,10 +44,57 @@ def _even(image: Bytes) -> Bytes:
     return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-class OverlayWriter:
-    """Writes a video of predictions over frames, in memory that does not grow with its length.
+class VideoWriter:
+    """Writes pictures as a video that a browser plays, in memory that does not grow with its length.
 
     The file appears under its name only when it is complete; after an exception inside ``with`` it does not appear.
+
+    Args:
+        path: the file to write, ending in ``.webm``.
+        fps: frames a second of the clip; None where unknown.
+    """
+
+    def __init__(self, path: Path, fps: float | None = None) -> None:
+        self.path, self.fps = path, shown_fps(fps)
+        self.frames = 0
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._container is not None and self._stream is not None:
+                if kind is None:
+                    self._container.mux(self._stream.encode(None))
+                self._container.close()
+                if kind is None:
+                    os.replace(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def append(self, picture: Bytes) -> None:
+        """Append a picture, uint8 [H,W,3]; all must have one size."""
+        picture = _even(picture)
+        if self._container is None or self._stream is None:
+            self._container = av.open(os.fspath(self._temporary), "w", format="webm")
+            self._stream = self._container.add_stream(
+                "libvpx-vp9", rate=Fraction(self.fps).limit_denominator(1001), options=dict(_ENCODER)
+            )
+            self._stream.height, self._stream.width = picture.shape[:2]
+            self._stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        self._container.mux(self._stream.encode(frame))
+        self.frames += 1
+
+
+class OverlayWriter(VideoWriter):
+    """Writes a video of predicted masks over frames.
 
     Args:
         path: the file to write, ending in ``.webm``.
@@ -64,30 +111,10 @@ class OverlayWriter:
     def __init__(
         self, path: Path, classes: int, fps: float | None = None, shortest: int = 256, longest: int | None = None
     ) -> None:
-        self.path, self.palette, self.fps = path, palette(classes), shown_fps(fps)
+        super().__init__(path, fps)
+        self.palette = palette(classes)
         self.shortest, self.longest = shortest, longest
-        self.frames = 0
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._source_size: tuple[int, int] | None = None
-        self._container: OutputContainer | None = None
-        self._stream: VideoStream | None = None
-
-    def __enter__(self) -> OverlayWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._container is not None and self._stream is not None:
-                if kind is None:
-                    self._container.mux(self._stream.encode(None))
-                self._container.close()
-                if kind is None:
-                    os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
     def write(self, image: Bytes, predicted: Bytes, truth: Bytes | None = None) -> Bytes:
         """Draw and append one frame; return it as drawn.
@@ -111,17 +138,5 @@ class OverlayWriter:
             None if truth is None else resize_mask(truth, size),
             self.palette,
         )
-        self._append(_even(drawn))
+        self.append(drawn)
         return drawn
-
-    def _append(self, picture: Bytes) -> None:
-        if self._container is None or self._stream is None:
-            self._container = av.open(os.fspath(self._temporary), "w", format="webm")
-            self._stream = self._container.add_stream(
-                "libvpx-vp9", rate=Fraction(self.fps).limit_denominator(1001), options=dict(_ENCODER)
-            )
-            self._stream.height, self._stream.width = picture.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        self._container.mux(self._stream.encode(frame))
-        self.frames += 1

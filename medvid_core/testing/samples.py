@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medvid_core.config import ClipConfig, Composed, compose
-from medvid_core.data.clip import UNLABELLED, Array, Batch, Case, Sample, Source
+from medvid_core.data.clip import UNLABELLED, Array, Batch, Case, Sample, Source, Target
 from medvid_core.data.loader import collate, load_sample
 from medvid_core.data.preprocess import Step, plan_steps
 from medvid_core.data.sampling import window
@@ -62,6 +62,7 @@ def make_case(number: int, frames: int, size: tuple[int, int], output: OutputSpe
     """Return a drawn video."""
     classes = max(2, len(output.classes)) if output.task == "segmentation" else 2
     scene = Scene(number, size, classes)
+    targets, frame_targets = make_targets(output, number, frames)
     return Case(
         case_id=f"case {number}",
         group_id=f"patient {number}",
@@ -72,21 +73,30 @@ def make_case(number: int, frames: int, size: tuple[int, int], output: OutputSpe
             "video": Source(reader=f"{__name__}:read_video", options=scene),
             "mask": Source(reader=f"{__name__}:read_mask", options=scene, values=tuple(range(classes))),
         },
+        targets=targets,
+        frame_targets=frame_targets,
     )
 
 
-def make_target(output: OutputSpec, number: int, frames: int) -> Tensor:
-    """Return what should be predicted for a case, as losses of the task expect it."""
-    classes = len(output.classes)
+def make_targets(
+    output: OutputSpec, number: int, frames: int
+) -> tuple[dict[str, Target], dict[str, tuple[float, ...]]]:
+    """Return what is known of a case, and of its frames.
+
+    Of anomalies, even cases have a label for every frame, and odd ones, which are normal, one for the whole video.
+    """
+    classes, name = len(output.classes), output.name
+    if output.task == "segmentation":
+        return {}, {}
     if output.task == "multilabel":
-        return torch.tensor([float((number + k) % 2) for k in range(classes)])
+        return {name: tuple(float((number + k) % 2) for k in range(classes))}, {}
     if output.task == "regression":
-        return torch.tensor([0.5 + number] * classes)
+        return {name: tuple(0.5 + number for _ in range(classes))}, {}
     if output.task == "frame_classification":
-        return (torch.arange(frames) + number) % classes
+        return {}, {name: tuple(float((2 * frame // frames + number) % classes) for frame in range(frames))}
     if output.task == "anomaly":
-        return ((torch.arange(frames) + number) % 2).float()
-    return torch.tensor(number % classes)
+        return ({name: 0}, {}) if number % 2 else ({}, {name: tuple(float(frame % 2) for frame in range(frames))})
+    return {name: number % classes}, {}
 
 
 def make_sample(
@@ -113,11 +123,7 @@ def make_sample(
     case = make_case(number, frames if present is None else present, size, output)
     clip = ClipConfig(frames=frames, size=size)
     indices, real = window(0, case.frames, clip)
-    sample = load_sample(case, indices, real, clip, spec, steps)
-    if output.task != "segmentation":
-        sample["targets"] = {output.name: make_target(output, number, frames)}
-        sample["targets_present"] = {output.name: torch.tensor(True)}
-    return sample
+    return load_sample(case, indices, real, clip, spec, steps)
 
 
 def output_shape(output: OutputSpec, batch: Batch) -> tuple[int, ...]:
@@ -147,7 +153,8 @@ def without_labels(batch: Batch) -> Batch:
     bare = copy.deepcopy(batch)
     bare["mask"] = torch.full_like(bare["mask"], UNLABELLED)
     bare["mask_labelled"] = torch.zeros_like(bare["mask_labelled"])
-    bare["targets_present"] = {name: torch.zeros_like(known) for name, known in bare["targets_present"].items()}
+    for key in ("targets_present", "frame_targets_present"):
+        bare[key] = {name: torch.zeros_like(known) for name, known in bare[key].items()}
     return bare
 
 
@@ -260,4 +267,5 @@ def cut_labels(batch: Batch) -> Batch:
 def shortened(case: Case, frames: int) -> Case:
     """Return a case without the frames after the first few."""
     labelled = None if case.labelled is None else tuple(frame for frame in case.labelled if frame < frames)
-    return replace(case, frames=min(frames, case.frames), labelled=labelled)
+    short = {name: values[:frames] for name, values in case.frame_targets.items()}
+    return replace(case, frames=min(frames, case.frames), labelled=labelled, frame_targets=short)

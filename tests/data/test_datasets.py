@@ -510,6 +510,112 @@ def test_manifest_errors_name_the_row(clips, lines, message):
     assert "manifest.csv" in str(caught.value)
 
 
+def test_manifest_grades_numbers_and_metadata(clips):
+    lines = ("file,label,EF,age", "a.avi,2,55.5,40", "b.avi,10,,", "in/c.avi,1,30,50")
+    found = read_table(clips, *lines, ordinal=True, targets=("EF", "age"))
+    assert [(o.name, o.task, o.classes) for o in found.outputs] == [
+        ("label", "ordinal", ("1", "2", "10")),
+        ("EF", "regression", ("EF",)),
+        ("age", "regression", ("age",)),
+    ]
+    assert [dict(case.targets) for case in found.cases] == [
+        {"label": 1, "EF": 55.5, "age": 40.0},
+        {"label": 2},
+        {"label": 0, "EF": 30.0, "age": 50.0},
+    ]
+    assert dict(found.cases[0].metadata) == {"EF": "55.5", "age": "40"}
+    only = read_table(clips, *lines[:1], "a.avi,,55.5,", "b.avi,,,", targets=("EF",))
+    assert [output.name for output in only.outputs] == ["EF"]
+
+
+def test_manifest_of_several_labels(clips):
+    lines = ("file,label", "a.avi,effusion | b-lines", "b.avi,|", "in/c.avi,effusion", "frames,")
+    found = read_table(clips, *lines, multilabel=True)
+    assert [(o.name, o.task, o.classes) for o in found.outputs] == [("label", "multilabel", ("b-lines", "effusion"))]
+    assert [case.targets.get("label") for case in found.cases] == [(1, 1), (0, 0), (0, 1), None]
+
+
+def test_manifest_of_frame_labels(clips):
+    """Ranges hold both ends, frames count from 0, and what nobody labelled is unknown."""
+    table(clips / "phases.csv", "Frame,Label", "0,systole", "2,diastole")
+    lines = ("file,frame_labels", "a.avi,0-1:systole; 3:diastole", "b.avi,phases.csv", "in/c.avi,")
+    found = read_table(clips, *lines)
+    assert [(o.name, o.task, o.classes) for o in found.outputs] == [
+        ("frame_label", "frame_classification", ("diastole", "systole"))
+    ]
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    a, b, c = found.cases
+    assert a.frame_targets["frame_label"] == (1, 1, nan, 0)
+    assert b.frame_targets["frame_label"] == (1, nan, 0, nan)
+    assert (dict(c.frame_targets), dict(a.targets)) == ({}, {})
+    ordered = read_table(clips, *lines, frame_classes=("systole", "diastole"))
+    assert ordered.cases[0].frame_targets["frame_label"] == (0, 0, nan, 1)
+    assert pickle.loads(pickle.dumps(found.outputs)) == found.outputs
+
+
+def test_manifest_of_anomalies(clips):
+    found = read_table(clips, "file,anomaly", "a.avi,0", "b.avi,1", "in/c.avi,")
+    assert [(o.name, o.task, o.classes) for o in found.outputs] == [("anomaly", "anomaly", ("anomaly",))]
+    assert [(dict(case.targets), dict(case.frame_targets)) for case in found.cases] == [
+        ({"anomaly": 0}, {}),
+        ({"anomaly": 1}, {}),
+        ({}, {}),
+    ]
+    # where the table says frames, 0 says it of every one
+    found = read_table(clips, "file,anomaly", "a.avi,0", "b.avi,1-2", "in/c.avi,1")
+    assert [case.targets["anomaly"] for case in found.cases] == [0, 1, 1]
+    assert [case.frame_targets.get("anomaly") for case in found.cases] == [(0,) * 4, (0, 1, 1, 0), None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "config", "message"),
+    [
+        (("file,EF", "a.avi,high"), {"targets": ("EF",)}, r"row 2, column EF: 'high' is not a number"),
+        (("file,EF", "a.avi,nan"), {"targets": ("EF",)}, r"row 2, column EF: 'nan' is not a number"),
+        (
+            ("file,EF", "a.avi,5"),
+            {"targets": ("EFF",)},
+            r"no column 'EFF', which dataset\.targets names\. Did you mean 'EF'",
+        ),
+        (
+            ("file,EF", "a.avi,"),
+            {"targets": ("EF",)},
+            r"column 'EF', which dataset\.targets names, is empty in every row",
+        ),
+        (("file,label", "a.avi,|"), {"multilabel": True}, r"no row names a label\. There must be one at least"),
+        (
+            ("file,frame_labels", "a.avi,2-1:x;0:y"),
+            {},
+            r"row 2, column frame_labels: '2-1:x' is not frames and a label",
+        ),
+        (
+            ("file,frame_labels", "a.avi,0:x;4:y"),
+            {},
+            r"row 2: frame 4 is labelled, but the clip has 4 frames \(0 to 3\)",
+        ),
+        (("file,frame_labels", "a.avi,0:x"), {}, r"every label is 'x'\. There must be two"),
+        (("file,frame_labels", "a.avi,gone.csv"), {}, r"The table .*gone\.csv does not exist"),
+        (
+            ("file,frame_labels", "a.avi,0:x;1:z"),
+            {"frame_classes": ("x", "y")},
+            r"'z' is not in dataset\.frame_classes",
+        ),
+        (("file,anomaly", "a.avi,maybe"), {}, r"row 2, column anomaly: 'maybe' is not 0, 1, or frames such as 10-20"),
+        (("file,anomaly", "a.avi,2-9"), {}, r"row 2: frame 9 is labelled, but the clip has 4 frames"),
+    ],
+)
+def test_manifest_errors_of_labels(clips, lines, config, message):
+    with pytest.raises(DataError, match=message):
+        read_table(clips, *lines, **config)
+
+
+def test_manifest_settings_that_contradict(clips):
+    with pytest.raises(ConfigError, match=r"dataset\.ordinal and dataset\.multilabel cannot both be true"):
+        read_table(clips, "file,label", "a.avi,x", "b.avi,y", ordinal=True, multilabel=True)
+    with pytest.raises(ConfigError, match=r"'anomaly' would be predicted twice"):
+        read_table(clips, "file,anomaly", "a.avi,1", "b.avi,0", targets=("anomaly",))
+
+
 def test_manifest_unknown_label(clips):
     with pytest.raises(DataError, match=r"row 2: the label 'sik' is not in dataset\.labels=.* Did you mean 'sick'\?"):
         read_table(clips, "file,label", "a.avi,sik", "b.avi,ok", labels=("sick", "ok"))
@@ -634,6 +740,6 @@ def test_index_does_not_depend_on_the_order_of_the_file_system(objects, monkeypa
 
 
 def test_indexing_imports_no_torch():
-    modules = "vtus, vos, videos, manifest, echo_phantom"
+    modules = "vtus, vos, videos, manifest, echo_phantom, echonet, cardiac_udc, class_folders, unlabelled"
     code = f"import sys; from medvid_core.data.datasets import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

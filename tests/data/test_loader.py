@@ -15,10 +15,14 @@ from medvid_core.data.loader import TrainingClips, collate, load_sample, to_devi
 from medvid_core.data.phantoms.echo import EchoPhantomConfig
 from medvid_core.data.sampling import ClipKey, RankBatches, training_items, window
 from medvid_core.errors import DataError
-from medvid_core.specs import ClipSpec
+from medvid_core.specs import ClipSpec, OutputSpec
 
 AUGMENT = AugmentConfig(horizontal_flip=0.5, rotation_deg=20, brightness=0.2, noise=0.02)
 CLIP = ClipConfig(frames=3, size=(24, 32))
+OUTPUTS = (
+    OutputSpec(name="mask", task="segmentation", classes=("background", "lv", "myocardium")),
+    OutputSpec(name="sick", task="classification", classes=("no", "yes")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +86,13 @@ def test_a_sample_holds_what_the_contract_says(cases):
         "source_size": (torch.int64, (2,)),
         "frame_index": (torch.int64, (3,)),
         "fps": (torch.float32, ()),
+        "time_s": (torch.float64, (3,)),
         "spacing": (torch.float32, (2,)),
     }
     assert all(type(value) is torch.Tensor for value in found.values() if isinstance(value, torch.Tensor))
-    assert {"targets", "targets_present", "case_id", "group_id"} == set(found) - set(shapes)
+    assert {"targets", "targets_present", "frame_targets", "frame_targets_present", "case_id", "group_id"} == set(
+        found
+    ) - set(shapes)
     assert found["frame_index"].tolist() == [2, 3, 4]
     assert set(found["mask"].unique().tolist()) <= {0, 1, 2}
     assert found["targets"]["ejection_fraction"].dtype == torch.float32
@@ -135,7 +142,7 @@ def test_a_batch_adds_an_axis_and_marks_absent_targets():
 
 
 def clips(cases, augment=AUGMENT) -> TrainingClips:
-    return TrainingClips(cases, training_items(cases, CLIP), CLIP, ClipSpec(), (), augment, 5)
+    return TrainingClips(cases, training_items(cases, CLIP, OUTPUTS), CLIP, ClipSpec(), (), augment, 5)
 
 
 def batches(dataset, workers, first=0):
@@ -192,7 +199,13 @@ def test_an_error_in_a_worker_is_as_clean_as_one_without(tmp_path):
     bad = tmp_path / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
     paths = tuple(str(tmp_path / f"{t}.jpg") for t in range(3))
-    case = Case(case_id="c", group_id="c", frames=3, streams={"video": Source(reader="frames", paths=paths)})
+    case = Case(
+        case_id="c",
+        group_id="c",
+        frames=3,
+        streams={"video": Source(reader="frames", paths=paths)},
+        targets={"sick": 1},
+    )
     texts = []
     for workers in (0, 1):
         with pytest.raises(DataError) as info:

@@ -21,6 +21,10 @@ from medvid_core.data.sampling import (
     window,
 )
 from medvid_core.errors import DataError
+from medvid_core.specs import OutputSpec
+
+MASK = (OutputSpec(name="mask", task="segmentation", classes=("a",)),)
+EF = (OutputSpec(name="ef", task="regression", classes=("ef",)),)
 
 
 def case(frames=10, labelled=None, mask=True, name="a", **more) -> Case:
@@ -127,7 +131,7 @@ def test_random_clips_reach_every_frame():
 def test_a_clip_with_targets_and_no_mask_frame_is_drawn_anywhere():
     """An echo with an ejection fraction and not one traced frame still trains the regression."""
     one = case(8, labelled=(), targets={"ef": 55.0})
-    assert training_items([one], ClipConfig(frames=3)) == [ClipItem(0, None)]
+    assert training_items([one], ClipConfig(frames=3), EF) == [ClipItem(0, None)]
     rng = np.random.default_rng(0)
     assert {random_start(one, ClipConfig(frames=3), rng) for _ in range(300)} == set(range(6))
 
@@ -144,8 +148,9 @@ def test_covering_windows_hold_every_frame(frames, clip):
 
 
 def starts(sampling, frames=10, labelled=None, per_case=1, clip_frames=3, stride=1, mask=True):
+    outputs, targets = (MASK, {}) if mask else (EF, {"ef": 55.0})
     clip = ClipConfig(frames=clip_frames, stride=stride, sampling=sampling, per_case=per_case)
-    return [item.start for item in training_items([case(frames, labelled, mask)], clip)]
+    return [item.start for item in training_items([case(frames, labelled, mask, targets=targets)], clip, outputs)]
 
 
 def test_ways_to_cut_clips():
@@ -173,10 +178,12 @@ def test_all_with_a_stride_reaches_every_frame():
 
 def test_nothing_labelled_is_refused():
     with pytest.raises(DataError) as info:
-        training_items([case(labelled=())], ClipConfig())
-    assert str(info.value) == "No training clip can be cut from the 1 training cases: no frame is labelled."
+        training_items([case(labelled=())], ClipConfig(), MASK)
+    assert str(info.value) == (
+        "No training clip can be cut from the 1 training cases: nothing is known of what shall be predicted."
+    )
 
 
 def test_a_case_nobody_labelled_is_left_out_of_training():
-    items = training_items([case(labelled=()), case(labelled=(3,), name="b")], ClipConfig(frames=3))
+    items = training_items([case(labelled=()), case(labelled=(3,), name="b")], ClipConfig(frames=3), MASK)
     assert items == [ClipItem(1, None)]

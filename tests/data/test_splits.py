@@ -25,6 +25,10 @@ FRACTIONS = st.tuples(st.floats(0, 0.49), st.floats(0, 0.49))
 def test_no_patient_straddles_parts_and_no_case_is_lost(groups, fractions, seed):
     cases = [case(f"c{number}", f"p{group}") for number, group in enumerate(groups)]
     config = SplitConfig(val=fractions[0], test=fractions[1], seed=seed)
+    if fractions[1] and len(set(groups)) == 1 and len(groups) > 1:
+        with pytest.raises(DataError, match="are of one patient"):
+            split_cases(cases, config)
+        return
     splits = split_cases(cases, config)
     owner = {}
     for part, members in splits.items():
@@ -114,3 +118,18 @@ def test_recorded_parts_hold_when_cases_are_added():
     more = [case("b0"), *cases, case("z")]
     assert ids(recorded_splits(more, recorded)) == recorded
     assert ids(split_cases(more, SplitConfig())) != recorded
+
+
+def test_clips_of_one_patient_are_divided_only_where_it_is_asked_for():
+    """Nothing can be held out of one patient; that is said with what to do, and done by name alone."""
+    cases = [case(f"c{number}", "p") for number in range(10)]
+    with pytest.raises(DataError) as info:
+        split_cases(cases, SplitConfig())
+    assert str(info.value) == (
+        "All 10 cases are of one patient (group 'p'), so that none can be held out for the test. Add other patients, "
+        "hold none out (split.test=0), or divide the clips of this one (split.group=none), knowing that the result "
+        "says nothing of other patients."
+    )
+    splits = split_cases(cases, SplitConfig(group="none"))
+    assert [len(splits[part]) for part in ("train", "val", "test")] == [7, 1, 2]
+    assert len(split_cases(cases, SplitConfig(test=0, val=0))["train"]) == 10

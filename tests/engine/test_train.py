@@ -83,7 +83,7 @@ def plain_loop(words):
     config = compose(registry(), "unet", None, words).config
     data = index(None, config.dataset.config)
     cases = split_cases(data.cases, config.split)["train"]
-    items = training_items(cases, config.clip)
+    items = training_items(cases, config.clip, data.outputs)
     torch.manual_seed(config.seed)
     model = create_model("unet", outputs=data.outputs, preset="tiny", dropout=config.model.config.dropout)
     clips = TrainingClips(cases, items, config.clip, model.medvid.clip, (), config.augment, config.seed)
@@ -282,7 +282,7 @@ def test_weights_survive_a_kill_before_the_first_checkpoint(medvid, trained, tmp
 
 def test_the_constant_baseline_is_the_best_constant_region():
     """The threshold maximises expected Dice, also where a moving target covers no pixel half of the time."""
-    from medvid_core.engine.scoring import best_threshold
+    from medvid_core.engine.baselines import best_threshold
 
     frequency = torch.zeros(10, 10)
     frequency[4:6, 2:8] = 0.4  # a target that wanders

@@ -16,6 +16,7 @@ from medvid_core.data.clip import Source
 from medvid_core.engine.evaluate import Scorer
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import Run
+from medvid_core.engine.scoring import CaseRow
 from medvid_core.errors import DataError
 from medvid_core.metrics.segmentation import Dice
 from medvid_core.report.draw import contour, draw, fitted_size
@@ -212,7 +213,7 @@ def test_write_overlays(tmp_path):
         torch.device("cpu"),
     )
     cases = [make_case(EVIL, frames=70), make_case("b"), make_case("broken")]
-    rows = [{"case_id": c.case_id, "scored_frames": 1, "dice": v} for c, v in zip(cases, (0.9, 0.5, 0.1), strict=True)]
+    rows = [CaseRow(case_id=c.case_id, scored_frames=1, dice=v) for c, v in zip(cases, (0.9, 0.5, 0.1), strict=True)]
     model = Half().train()
     run = Run(tmp_path, {"metrics": {"dice": True}})
     gone = Source(reader="frames", paths=("gone.png",) * 9)

@@ -2,55 +2,56 @@
 
 | column | what it holds |
 | --- | --- |
-| ``file`` | a video file, an image, a folder of images, or a glob; relative to the table |
+| ``file`` | a video, DICOM or NIfTI file, an image, a folder of images, or a glob; relative to the table |
 | ``mask`` | optional, likewise: makes the task segmentation |
-| ``label`` | optional, a class name: makes the task classification |
+| ``label`` | optional, a class name: makes the task classification (or ordinal, or multilabel, see `LabelConfig`) |
+| ``frame_labels`` | optional, a CSV file of frame and label, or ``10-20:systole;21-40:diastole``: classes of frames |
+| ``anomaly`` | optional, 0, 1, or the abnormal frames, ``10-20;33`` |
 | ``case_id``, ``group_id`` | optional, name of the clip (default: ``file`` without ending) and of the patient |
 | ``split`` | optional, ``train``, ``val`` or ``test`` |
 | ``fps``, ``spacing_mm`` | optional, frames a second; mm a pixel, one number or ``row column`` |
 | ``study_id``, ``stratum``, ``view``, ``visit_time`` | optional, as in `Case` |
-| any other | kept as metadata of the case |
+| any other | kept as metadata of the case; a number to predict where ``dataset.targets`` names it |
 
-Columns are separated by comma, semicolon or tab; case and spaces around names do not matter.
+Columns are separated by comma, semicolon or tab; case and spaces around names do not matter. Frames count from 0. The
+patient of a DICOM file without ``group_id`` is the hash of its patient id.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medvid_core.data.clip import Case, Index
-from medvid_core.data.datasets.folders import labelled_frames, make_index, natural_key
+from medvid_core.data.clip import Case, Index, Target
+from medvid_core.data.datasets.folders import labelled_frames, make_index
+from medvid_core.data.datasets.labels import Column, LabelConfig, find_columns
 from medvid_core.data.datasets.masks import MaskConfig, MaskPlan, plan
-from medvid_core.data.datasets.media import Media, locate, mask_source
-from medvid_core.data.readers.video import VideoInfo
+from medvid_core.data.datasets.media import Media, locate, mask_source, stem
+from medvid_core.data.datasets.tables import fill, read_lines
+from medvid_core.data.readers.cine import CineInfo
 from medvid_core.errors import DataError, did_you_mean
-from medvid_core.specs import OutputSpec
 
-LAYOUT = "a CSV table with a column file and a column mask or label"
+LAYOUT = "a CSV table with a column file and a column mask, label, frame_labels or anomaly"
 _SPLITS = ("train", "val", "test")
 _COPIED = ("study_id", "stratum", "view", "visit_time")
-_KNOWN = ("file", "mask", "label", "case_id", "group_id", "split", "fps", "spacing_mm", *_COPIED)
+_ANSWERS = ("label", "frame_labels", "anomaly")
+_KNOWN = ("file", "mask", *_ANSWERS, "case_id", "group_id", "split", "fps", "spacing_mm", *_COPIED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifestConfig(MaskConfig):
+class ManifestConfig(LabelConfig, MaskConfig):
     """How the table is read.
 
     Attributes:
         mask_sparse: frames without a mask are unlabelled rather than an error (frames stored as images).
-        labels: the class names of ``label`` in order; default: those found, in natural order. In a table
-            without masks ``classes`` is read as this.
+        classes: in a table without masks, the same as ``labels``.
         label_column: the column that holds the label.
         group_column: the column that names the patient.
     """
 
     mask_sparse: bool = False
-    labels: tuple[str, ...] = ()
     label_column: str = "label"
     group_column: str = "group_id"
 
@@ -73,26 +74,28 @@ def index(root: Path | None, config: ManifestConfig) -> Index:
     """List the cases; the header of every video is opened. A video that cannot be read is skipped, by name.
 
     Raises:
-        DataError: if the table, a column, a file or a mask is missing or does not fit; the text names the row.
-        ConfigError: if class names and mask values do not fit.
+        DataError: if the table, a column, a file, a cell or a mask is missing or does not fit; the text names the row.
+        ConfigError: if class names and mask values do not fit, or settings contradict each other.
     """
     table = _table(root)
     rows = _rows(table, config)
     has_masks = any(row.cells.get("mask") for row in rows)
     masks = plan(config) if has_masks else None
-    labels = _labels(rows, config, has_masks, table)
-    if masks is None and not labels:
+    if config.classes and not config.labels and not has_masks:
+        config = replace(config, labels=tuple(config.classes))
+    columns = find_columns([(row.number, row.cells | row.extra) for row in rows], config, table)
+    if masks is None and not columns:
         raise DataError(
-            f"{table} has no mask and no label in any row: there is nothing to learn. Fill the column mask or label; "
-            f"columns found: {', '.join(rows[0].cells | rows[0].extra)}."
+            f"{table} has no mask and no label in any row: there is nothing to learn. Fill the column mask, label, "
+            "frame_labels or anomaly, or name columns of numbers with dataset.targets=[…]; columns found: "
+            f"{', '.join(rows[0].cells | rows[0].extra)}."
         )
     cases: list[Case] = []
     skipped: dict[str, str] = {}
     for row in rows:
-        _add(row, table, config, masks, labels, cases, skipped)
+        _add(row, table, config, masks, columns, cases, skipped)
     outputs = [masks.output()] if masks else []
-    if labels:
-        outputs.append(OutputSpec(name="label", task="classification", classes=labels))
+    outputs += [column.output for column in columns]
     return make_index(cases, tuple(outputs), skipped, table, LAYOUT)
 
 
@@ -108,14 +111,7 @@ def _table(root: Path | None) -> Path:
 
 def _rows(table: Path, config: ManifestConfig) -> list[_Row]:
     """Read the table; empty lines are passed over."""
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-        first = text.lstrip().partition("\n")[0]
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read as a CSV table ({error}). Save it as CSV in UTF-8.") from error
-    lines = [(number, cells) for number, cells in lines if any(cells)]
+    lines = read_lines(table)
     if not lines:
         raise DataError(f"{table} is empty. It must be {LAYOUT}.")
     header = _header(table, lines[0][1], config)
@@ -153,12 +149,7 @@ def _header(table: Path, columns: list[str], config: ManifestConfig) -> list[str
 
 def _row(table: Path, header: list[str], number: int, cells: list[str]) -> _Row:
     """Cells by column; short lines are filled with empty cells."""
-    if len(cells) > len(header) and any(cells[len(header) :]):
-        raise DataError(
-            f"{table}, row {number}: {len(cells)} cells for {len(header)} columns. "
-            "Put cells that hold the separator in double quotes."
-        )
-    filled = dict(zip(header, cells + [""] * len(header), strict=False))
+    filled = fill(table, header, number, cells)
     row = _Row(
         number,
         {name: cell for name, cell in filled.items() if name in _KNOWN},
@@ -169,34 +160,12 @@ def _row(table: Path, header: list[str], number: int, cells: list[str]) -> _Row:
     return row
 
 
-def _labels(rows: Sequence[_Row], config: ManifestConfig, has_masks: bool, table: Path) -> tuple[str, ...]:
-    """The class names of ``label``, in order; none where the table has no labels.
-
-    Raises:
-        DataError: if a label is not among those configured, or all are the same.
-    """
-    found = {row.cells["label"]: row.number for row in reversed(rows) if row.cells.get("label")}
-    if not found:
-        return ()
-    setting = "classes" if config.classes and not config.labels and not has_masks else "labels"
-    names = tuple(getattr(config, setting)) or tuple(sorted(found, key=natural_key))
-    for label, number in found.items():
-        if label not in names:
-            raise DataError(
-                f"{table}, row {number}: the label {label!r} is not in dataset.{setting}={list(names)}."
-                f"{did_you_mean(label, names)} Correct the row, or add the name."
-            )
-    if len(names) < 2:
-        raise DataError(f"{table}: every label is {names[0]!r}. There must be two at least to tell apart.")
-    return names
-
-
 def _add(
     row: _Row,
     table: Path,
     config: ManifestConfig,
     masks: MaskPlan | None,
-    labels: tuple[str, ...],
+    columns: Sequence[Column],
     cases: list[Case],
     skipped: dict[str, str],
 ) -> None:
@@ -205,7 +174,7 @@ def _add(
     name = row.cells.get("case_id") or _default_name(row.cells["file"])
     images = _locate(table, row, "file")
     drawn = _locate(table, row, "mask") if row.cells.get("mask") else None
-    if masks is not None and drawn is None and not labels:
+    if masks is not None and drawn is None and not columns:
         skipped[name] = f"row {row.number} has no mask"
         return
     try:
@@ -215,7 +184,7 @@ def _add(
     except DataError as error:
         skipped[name] = str(error)
         return
-    case = _case(row, where, name, images, info, labels)
+    case = _case(row, table, name, images, info, columns)
     if masks is not None and drawn is not None:
         try:
             hint = ", or set dataset.mask_sparse=true if only some frames are annotated"
@@ -230,7 +199,7 @@ def _add(
 def _default_name(file: str) -> str:
     """The path without its ending, of a glob the folder; the last part alone where it leads out of the data."""
     path = Path(file)
-    path = path.parent if "*" in path.name or "?" in path.name else path.with_suffix("")
+    path = path.parent if "*" in path.name or "?" in path.name else path.with_name(stem(path))
     return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
@@ -242,27 +211,36 @@ def _locate(table: Path, row: _Row, column: str) -> Media:
         raise DataError(f"{table}, row {row.number}, column {column}: {error}. Correct the path.") from error
 
 
-def _case(row: _Row, where: str, name: str, images: Media, info: VideoInfo, labels: Sequence[str]) -> Case:
-    """The case of a row, without its masks."""
-    cells = row.cells
+def _case(row: _Row, table: Path, name: str, images: Media, info: CineInfo, columns: Sequence[Column]) -> Case:
+    """The case of a row, without its masks; what the table says of it goes before what the file says."""
+    cells, where = row.cells, f"{table}, row {row.number}"
     split = cells.get("split", "").lower()
     if split and split not in _SPLITS:
         raise DataError(f"{where}: the split {split!r} is not train, val or test.{did_you_mean(split, _SPLITS)}")
     fps = _numbers(cells.get("fps", ""), 1, f"{where}, column fps")
     spacing = _numbers(cells.get("spacing_mm", ""), 2, f"{where}, column spacing_mm")
-    label = cells.get("label", "")
+    targets: dict[str, Target] = {}
+    frame_targets: dict[str, tuple[float, ...]] = {}
+    for column in columns:
+        target, of_frames = column.read(cells | row.extra, info.frames, table, row.number)
+        if target is not None:
+            targets[column.output.name] = target
+        if of_frames:
+            frame_targets[column.output.name] = of_frames
     return Case(
         case_id=name,
-        group_id=cells.get("group_id") or name,
+        group_id=cells.get("group_id") or info.patient or name,
         frames=info.frames,
         streams={"video": images.source()},
         split=split or None,
         fps=fps[0] if fps else info.fps,
-        spacing=(spacing[0], spacing[-1]) if spacing else None,
-        targets={"label": labels.index(label)} if label else {},
+        times_s=() if fps else info.times_s,
+        spacing=(spacing[0], spacing[-1]) if spacing else info.spacing,
+        targets=targets,
+        frame_targets=frame_targets,
         metadata=row.extra,
         study_id=cells.get("study_id", ""),
-        stratum=cells.get("stratum") or label,
+        stratum=cells.get("stratum") or cells.get("label", ""),
         view=cells.get("view", ""),
         visit_time=cells.get("visit_time", ""),
     )

@@ -1,22 +1,27 @@
 """Reading frames and masks: one entry each, whatever the files are.
 
-A `Source` names its reader: ``frames`` (one file a frame), ``video`` (one file), or ``"module:attribute"`` of a
-function ``(source, frame_indices) -> uint8 [T,H,W] or [T,H,W,3]``. Masks are mapped from raw values to class indices.
+A `Source` names its reader: ``frames`` (one file a frame), ``video``, ``dicom`` or ``nifti`` (one file), or
+``"module:attribute"`` of a function ``(source, frame_indices) -> uint8 [T,H,W] or [T,H,W,3]``. Masks are mapped from
+raw values to class indices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 
 from medvid_core.data.clip import UNLABELLED, Array, Reader, Source
+from medvid_core.data.readers import dicom, masks, nifti, video
 from medvid_core.data.readers import frames as frame_files
-from medvid_core.data.readers import masks, video
 from medvid_core.errors import DataError
 from medvid_core.specs import resolve
 
 __all__ = ["frame_count", "image_size", "read_images", "read_masks"]
+
+_ONE_FILE: dict[str, ModuleType] = {"video": video, "dicom": dicom, "nifti": nifti}
+_RAW = {"video": video.read, "dicom": dicom.read_raw, "nifti": nifti.read_raw}
 
 
 def read_images(source: Source, frames: Sequence[int]) -> Array:
@@ -31,8 +36,9 @@ def read_images(source: Source, frames: Sequence[int]) -> Array:
     if source.reader == "frames":
         _check_range(source, frames)
         return frame_files.read_images(source.paths, frames)
-    if source.reader == "video":
-        return video.read(_only_path(source), frames)
+    if source.reader in _ONE_FILE:
+        images: Array = _ONE_FILE[source.reader].read(_only_path(source), frames)
+        return images
     images = _generated(source, frames)
     return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
 
@@ -55,9 +61,9 @@ def read_masks(source: Source, frames: Sequence[int], size: tuple[int, int] | No
     if source.reader == "frames":
         _check_range(source, frames)
         return _mask_files(source, frames, size)
-    if source.reader == "video":
+    if source.reader in _RAW:
         path = _only_path(source)
-        raw, origin = frame_files.grey_if_equal(video.read(path, frames)), path
+        raw, origin = frame_files.grey_if_equal(_RAW[source.reader](path, frames)), path
     else:
         raw, origin = frame_files.grey_if_equal(_generated(source, frames)), source.reader
     out = []
@@ -71,12 +77,12 @@ def frame_count(source: Source) -> int:
     """Return the number of frames.
 
     Raises:
-        DataError: if a video cannot be read, or the source is generated (its `Case` knows).
+        DataError: if a file cannot be read, or the source is generated (its `Case` knows).
     """
     if source.reader == "frames":
         return len(source.paths)
-    if source.reader == "video":
-        return video.count_frames(_only_path(source))
+    if source.reader in _ONE_FILE:
+        return int(_ONE_FILE[source.reader].count_frames(_only_path(source)))
     raise DataError(f"The reader {source.reader} does not tell its number of frames: take it from the case.")
 
 
@@ -91,8 +97,9 @@ def image_size(source: Source) -> tuple[int, int]:
         if first is None:
             raise DataError("A source without any file has no image size.")
         return frame_files.size(first)
-    if source.reader == "video":
-        return video.size(_only_path(source))
+    if source.reader in _ONE_FILE:
+        height, width = _ONE_FILE[source.reader].size(_only_path(source))
+        return height, width
     shape = _generated(source, [0]).shape
     return shape[1], shape[2]
 
@@ -132,7 +139,9 @@ def _check_range(source: Source, frames: Sequence[int]) -> None:
 
 
 def _only_path(source: Source) -> str:
-    """Return the path of the one file of a video source."""
+    """Return the path of the one file of a source."""
     if len(source.paths) != 1:
-        raise DataError(f"A video source must name one file, not {len(source.paths)}: {', '.join(source.paths[:3])}.")
+        raise DataError(
+            f"A {source.reader} source must name one file, not {len(source.paths)}: {', '.join(source.paths[:3])}."
+        )
     return source.paths[0]

@@ -1,0 +1,120 @@
+"""Train several models with several seeds on the same data, and go on where that was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medvid_core.config import Composed, compose, flatten, parse_overrides, read_config_file
+from medvid_core.engine.finished import names_of
+from medvid_core.engine.run import read_json
+from medvid_core.engine.setup import model_info, open_data
+from medvid_core.errors import ConfigError
+from medvid_core.plugins import Registry
+
+
+def train_missing(
+    models: Sequence[str],
+    data: str | None,
+    seeds: int,
+    settings: Sequence[str],
+    out: Path,
+    plugins: Registry,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """Train every model with every seed into ``out/<model>/seed<k>``, but for the runs that are there already.
+
+    A finished run is kept, a stopped one goes on. All are divided into the same parts (``split.seed``); everything that
+    can be refused is refused before the first begins.
+
+    Args:
+        models: names of models.
+        data: a data set's name or a path; None for the phantom of the first model's recipe.
+        seeds: runs of each model, with seeds from ``seed`` (0) on.
+        settings: ``key=value`` words for all of them.
+        out: folder of the runs.
+        plugins: the installed plugins.
+        say: shows a line of progress.
+
+    Returns:
+        The run directories, model by model.
+
+    Raises:
+        ConfigError: a setting; models that predict different things; or a run that was made with other settings.
+    """
+    from medvid_core.engine.train import train
+
+    plans = _plans(models, data, seeds, settings, out, plugins)
+    for number, (directory, composed) in enumerate(plans.items(), 1):
+        name = f"{number} of {len(plans)}, {composed.model.name} with seed {composed.config.seed}"
+        written = directory / "config.yaml"
+        if (directory / "run.json").is_file():
+            if read_json(directory / "run.json").get("status") == "done":
+                say(f"kept     run {name}: {directory}")
+                continue
+            say(f"resuming run {name}")
+            train(compose(plugins, config_file=written), plugins, resume=directory)
+        else:
+            say(f"training run {name}")
+            train(composed, plugins, out=directory)
+    return list(plans)
+
+
+def _plans(
+    models: Sequence[str], data: str | None, seeds: int, settings: Sequence[str], out: Path, plugins: Registry
+) -> dict[Path, Composed]:
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds} cannot be used: it must be at least 1.")
+    start = parse_overrides(settings).get("seed", 0)
+    plans: dict[Path, Composed] = {}
+    predicted: dict[str, str] = {}
+    shared = [*settings, *_shared(compose(plugins, models[0], data, settings))]
+    for model in models:
+        composed = compose(plugins, model, overrides=shared)
+        name = plugins.name_of("model", composed.model)
+        if name in predicted:
+            raise ConfigError(f"--models names {name} twice.")
+        predicted[name] = _predicted(composed, plugins)
+        for seed in range(start, start + seeds):
+            directory = out / name.replace("/", "-") / f"seed{seed}"
+            plans[directory] = compose(plugins, model, overrides=[*shared, f"seed={seed}"])
+            _check_settings(directory, plans[directory])
+    first = next(iter(predicted))
+    for name, outputs in predicted.items():
+        if outputs != predicted[first]:
+            raise ConfigError(
+                f"{first} and {name} cannot be compared: {first} predicts {predicted[first]}; {name} {outputs}. "
+                "Choose what both can with outputs=[…]."
+            )
+    return plans
+
+
+def _shared(composed: Composed) -> list[str]:
+    """Return, as words, what all models must share: the data and how they are divided, and the preset's name."""
+    plain = composed.config.to_dict()
+    words = flatten({key: plain[key] for key in ("dataset", "split", "preset")})
+    return [f"{key}={json.dumps(value)}" for key, value in words.items()]
+
+
+def _predicted(composed: Composed, plugins: Registry) -> str:
+    """Return what a model would predict on the data, in words; refuses what cannot be trained."""
+    return names_of(model_info(composed, plugins, open_data(composed)).outputs)
+
+
+def _check_settings(directory: Path, composed: Composed) -> None:
+    """Refuse a run directory that was made with other settings.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    if not (directory / "run.json").is_file():
+        return
+    written, wanted = read_config_file(directory / "config.yaml"), flatten(composed.config.to_dict())
+    other = sorted(key for key in written.keys() & wanted.keys() if written[key] != wanted[key])
+    if other:
+        key = other[0]
+        raise ConfigError(
+            f"{directory} was trained with {key}={written[key]}, not {wanted[key]}. Choose another --out, or remove "
+            "this run to train it anew."
+        )

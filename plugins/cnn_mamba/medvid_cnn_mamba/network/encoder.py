@@ -1,0 +1,91 @@
+"""What is seen in each frame, and what changes from frame to frame."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvid_core.errors import ConfigError
+
+
+class FrameEncoder(nn.Module):
+    """A timm image network applied to each frame by itself.
+
+    Args:
+        name: any model name of timm, e.g. ``convnextv2_atto``.
+        channels: of the frames.
+        drop_path: probability of skipping a residual branch.
+        frozen_norm: keep batch normalisation at its stored statistics: a batch of correlated frames estimates others.
+
+    Raises:
+        ConfigError: timm has no such model, or it gives no features.
+    """
+
+    def __init__(self, name: str, channels: int = 3, drop_path: float = 0.0, frozen_norm: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        if not timm.is_model(name):
+            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8])
+            raise ConfigError(
+                f"model.encoder={name!r}: timm has no such model." + (f" Near it: {close}." if close else "")
+            )
+        options = {"drop_path_rate": drop_path} if drop_path else {}
+        try:
+            self.net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
+        except TypeError as error:
+            raise ConfigError(f"model.encoder={name!r} cannot be made with these settings: {error}.") from error
+        # the width in front of the classifier, which of some networks (mobilenetv3) is not num_features
+        self.width = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)
+        self.frozen_norm = frozen_norm
+
+    def train(self, mode: bool = True) -> FrameEncoder:
+        """Set the mode; frozen normalisation stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, video: Tensor) -> Tensor:
+        """[B,T,C,H,W] -> [B,T,D]."""
+        try:
+            features = cast(Tensor, self.net(video.flatten(0, 1)))
+        except AssertionError as error:  # how timm's networks of one size say it
+            raise ConfigError(
+                f"model.encoder={self.name!r} does not take frames of {video.shape[-2]}x{video.shape[-1]} pixels "
+                f"({error}). Set clip.size, or choose a convolutional encoder."
+            ) from error
+        return torch.unflatten(features, 0, video.shape[:2])
+
+
+class MotionBranch(nn.Module):
+    """The difference to the frame before, 0 for the first, at half size through a small convolutional network."""
+
+    def __init__(self, channels: int = 3, width: int = 64) -> None:
+        super().__init__()
+        widths = (width // 4, width // 2, width)
+        layers: list[nn.Module] = []
+        for source, target in zip((channels, *widths), widths, strict=False):
+            layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.GroupNorm(1, target), nn.GELU()]
+        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.width = width
+
+    def forward(self, video: Tensor, before: Tensor | None = None) -> Tensor:
+        """Return the features of the change.
+
+        Args:
+            video: [B,T,C,H,W].
+            before: the frame in front of the first [B,C,H,W]; None: there is none.
+
+        Returns:
+            [B,T,D].
+        """
+        previous = torch.cat([(video[:, 0] if before is None else before)[:, None], video[:, :-1]], 1)
+        change = (video - previous).flatten(0, 1)
+        small = F.avg_pool2d(change, 2) if min(change.shape[-2:]) >= 2 else change
+        return torch.unflatten(cast(Tensor, self.net(small)), 0, video.shape[:2])
