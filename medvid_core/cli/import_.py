@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", metavar="A,B,…", default="foreground", help="class names, background first if many"
     )
+    parser.add_argument("--task", metavar="NAME", help="what it was trained for (default: the model's first task)")
+    parser.add_argument("--output", metavar="NAME", help="name of what it predicts (default: mask, or label)")
     parser.add_argument("--preset", metavar="NAME", default="full", help="the model's preset (default: full)")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, default=Path("model.safetensors"), help="model file to write"
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Carry out ``import``."""
-    from medvid_core.models import create_model, import_weights, save_model
+    from medvid_core.models import create_model, import_weights, model_spec, save_model
     from medvid_core.specs import OutputSpec
 
     settings = parse_overrides(arguments.settings)
@@ -37,7 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"import takes the model's own settings only (model.…), not {stray[0]!r}.")
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out} exists already. Choose another --out.")
-    output = OutputSpec(name="mask", task="segmentation", classes=tuple(arguments.classes.split(",")))
+    task = arguments.task or model_spec(arguments.model).tasks[0]
+    name = arguments.output or ("mask" if task == "segmentation" else "label")
+    output = OutputSpec(name=name, task=task, classes=tuple(arguments.classes.split(",")))
     own = {key.removeprefix("model."): value for key, value in settings.items()}
     model = create_model(arguments.model, outputs=(output,), preset=arguments.preset, **own)
     report = import_weights(model, arguments.weights, arguments.source)

@@ -13,7 +13,8 @@ from medvid_core.errors import MedvidError, did_you_mean
 COMMANDS = {
     "train": "train, evaluate and report a model (the default command)",
     "evaluate": "score a trained model on a data set",
-    "predict": "segment videos with a trained model",
+    "predict": "predict on videos with a trained model, whole or as they come",
+    "compare": "compare models on the same cases: results, time, energy",
     "import": "convert weights published elsewhere",
     "plugins": "list what is installed, and what failed to load",
     "doctor": "check the scan backends of this machine",

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/MODEL-DATA-TIME)")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a stopped run")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="start from the weights of a model file")
+    parser.add_argument("--source", metavar="KIND", help="kind of a FILE published elsewhere, e.g. timm")
     parser.add_argument("--print-config", action="store_true", help="show every setting and its origin, then stop")
     parser.add_argument("--expect-processes", metavar="N", type=int, help="refuse another number of processes")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="settings over all others")
@@ -39,15 +40,26 @@ def run(arguments: argparse.Namespace) -> None:
             or arguments.settings
             or arguments.out
             or arguments.weights
+            or arguments.source
         ):
             raise ConfigError("--resume goes on with the run's own settings; give it alone.")
         config_file = arguments.resume / "config.yaml"
         if not config_file.is_file():
             raise ConfigError(f"{arguments.resume} is not a run directory: it holds no config.yaml.")
+    if arguments.source and not arguments.weights:
+        raise ConfigError("--source says of what kind the file of --weights is; give both.")
     composed = compose(registry, arguments.model, arguments.data, arguments.settings, config_file)
     if arguments.print_config:
         print(composed.explain())
         return
     from medvid_core.engine.train import train
 
-    train(composed, registry, arguments.out, arguments.resume, arguments.expect_processes, arguments.weights)
+    train(
+        composed,
+        registry,
+        arguments.out,
+        arguments.resume,
+        arguments.expect_processes,
+        arguments.weights,
+        arguments.source,
+    )

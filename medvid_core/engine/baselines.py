@@ -14,7 +14,7 @@ from medvid_core.config import ClipConfig
 from medvid_core.data.clip import Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.readers import image_size
-from medvid_core.metrics.base import Floats
+from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase
 from medvid_core.specs import OutputSpec
 
 _FRAME_TASKS = ("frame_classification", "anomaly")
@@ -125,3 +125,51 @@ def constant_mask(cases: Sequence[Case], output: OutputSpec, clip: ClipConfig) -
     count = len(output.classes)
     # sure, and finite
     return torch.stack([chosen == number for number in (range(count) if count > 1 else (1,))]).float() * 40 - 20
+
+
+def from_history(
+    cases: Sequence[Case], outputs: Sequence[OutputSpec], metrics: Sequence[Metric | CaseMetric]
+) -> dict[str, dict[str, float]]:
+    """Score what anyone would foresee who knows what was measured at a patient's earlier visits.
+
+    ``carry-forward`` repeats the last value; ``trend`` goes on along each patient's straight line (least squares; of a
+    single visit, its value) to ``visit_time``. Nothing, where a case has no history of some output.
+    """
+    if not outputs or any(output.task != "regression" or len(output.classes) > 1 for output in outputs):
+        return {}
+    if not all(case.history.get(output.name) for case in cases for output in outputs):
+        return {}
+    found = {}
+    for name, foresee in (("carry-forward", _last), ("trend", _trend)):
+        scored = [
+            ScoredCase(
+                case_id=case.case_id,
+                group_id=case.group_id,
+                predicted={output.name: np.array([foresee(case, output.name)]) for output in outputs},
+                true={
+                    output.name: np.asarray(case.targets[output.name], np.float64).reshape(-1)
+                    for output in outputs
+                    if output.name in case.targets
+                },
+            )
+            for case in cases
+        ]
+        found[name] = {
+            key: value
+            for metric in metrics
+            if isinstance(metric, CaseMetric)
+            for key, value in metric.summarise(scored).items()
+        }
+    return found
+
+
+def _last(case: Case, name: str) -> float:
+    return case.history[name][-1][1]
+
+
+def _trend(case: Case, name: str) -> float:
+    times, values = np.array(case.history[name]).T
+    if len(times) == 1:
+        return float(values[0])
+    slope, level = np.polyfit(times - times[-1], values, 1)
+    return float(level + slope * (float(case.visit_time) - times[-1]))

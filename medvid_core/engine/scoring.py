@@ -27,7 +27,7 @@ from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
 from medvid_core.specs import ClipSpec, MetricSpec, OutputSpec, resolve
 
-_NO_METRICS = ("case_id", "group_id", "frames", "scored_frames", "problem")
+_NO_METRICS = ("case_id", "group_id", "frames", "fps", "scored_frames", "problem")
 
 
 class CaseRow(dict[str, Any]):
@@ -182,7 +182,7 @@ def score_case(model: nn.Module, case: Case, scorer: Scorer) -> CaseRow:
     row.scored = scorer.predict(model, case)
     if any(case.knows(output) for output in scorer.others):
         row["scored_frames"] = case.frames
-    row |= columns(row.scored, scorer.others)
+    row |= {"fps": row.scored.fps, **columns(row.scored, scorer.others)}
     for metric in scorer.metrics:
         if isinstance(metric, CaseMetric):
             row |= metric.per_case(row.scored)

@@ -37,7 +37,7 @@ from medvid_core.engine.scoring import Scorer, build_metrics, metric_names
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import Loss
-from medvid_core.models import ModelInfo, build_model, check_tasks
+from medvid_core.models import ModelInfo, build_model, check_tasks, import_weights
 from medvid_core.plugins import Observers, Registry
 from medvid_core.specs import MetricSpec, ModelSpec, resolve
 
@@ -141,6 +141,7 @@ def open_session(
     resume: Path | None,
     expect_processes: int | None,
     weights: Path | None,
+    source: str | None = None,
 ) -> Session:
     """Build everything the loop needs, and write the first record."""
     config = composed.config
@@ -152,8 +153,7 @@ def open_session(
 
     torch.manual_seed(config.seed)
     model = build_model(info)
-    if weights is not None:
-        _start_from(model, weights)
+    begun = "" if weights is None else _start_from(model, weights, source)
     freeze(model, composed.model, config.train.trainable)
     scan = scan_choice(model, front.device, config.train.precision)
     average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
@@ -199,6 +199,8 @@ def open_session(
     if resume is not None:
         _load_state(session)
     _write_start(session)
+    if begun:
+        session.progress.say(begun)
     front.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=_has_unused(model, composed.model))
     session.model, session.optimizer = front.prepare(model, optimizer)
     # prepare() makes the network itself run in mixed precision; only training shall, so that scores are float32 ones
@@ -214,12 +216,16 @@ def _has_unused(model: nn.Module, spec: ModelSpec) -> bool:
     return any(fnmatch.filter(names, pattern) for pattern in spec.unused_parameters)
 
 
-def _start_from(model: nn.Module, weights: Path) -> None:
+def _start_from(model: nn.Module, weights: Path, source: str | None) -> str:
+    """Load weights to start from; return what was loaded, where they come from elsewhere."""
+    if source is not None:
+        return import_weights(model, weights, source).text()
     tensors, _ = checkpoint.read(weights)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {weights} do not fit this model: {error}") from error
+    return ""
 
 
 def _agree_on_directory(front: Accelerator, out: Path | None, composed: Composed) -> Path:

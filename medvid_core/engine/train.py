@@ -25,7 +25,7 @@ from medvid_core.data.clip import Batch, Case
 from medvid_core.data.loader import TrainingClips, default_workers, to_device, training_loader
 from medvid_core.data.sampling import steps_per_epoch
 from medvid_core.engine import checkpoint
-from medvid_core.engine.baselines import constant_predictor
+from medvid_core.engine.baselines import constant_predictor, from_history
 from medvid_core.engine.run import Clock, Run, now, peak_memory_mib
 from medvid_core.engine.scoring import CaseRow, problems, score_cases, summarise, write_tables
 from medvid_core.engine.session import Session, open_session
@@ -83,6 +83,7 @@ def train(
     resume: Path | None = None,
     expect_processes: int | None = None,
     weights: Path | None = None,
+    source: str | None = None,
 ) -> Run:
     """Train, evaluate and report a model.
 
@@ -93,6 +94,7 @@ def train(
         resume: a run directory to go on with instead.
         expect_processes: refuse to start with another number of processes.
         weights: a model file whose weights training starts from.
+        source: what kind of file that is, where it was published elsewhere; None: one of medvid's own.
 
     Returns:
         The finished run.
@@ -100,7 +102,7 @@ def train(
     Raises:
         MedvidError: the data, the configuration or a checkpoint cannot be used.
     """
-    session = open_session(composed, registry, out, resume, expect_processes, weights)
+    session = open_session(composed, registry, out, resume, expect_processes, weights, source)
     run, observers = session.run, session.observers
     if weights is not None:
         _save(session)  # a run killed before its first checkpoint shall start anew from these
@@ -357,4 +359,5 @@ def _baselines(session: Session, cases: Sequence[Case]) -> dict[str, dict[str, f
     return {
         "untrained": _score(session, untrained, cases, "untrained baseline")[1],
         "constant": _score(session, constant.to(device), cases, "constant baseline")[1],
+        **from_history(cases, session.scorer.others, session.scorer.metrics),
     }

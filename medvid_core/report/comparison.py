@@ -159,9 +159,13 @@ def _said(comparison: Comparison) -> str:
     about: dict[str, dict[str, None]] = {}
     for entry in comparison.entries:
         for name in comparison.main:
-            if entry.values[name].note:
-                about.setdefault(entry.values[name].note, {})[name] = None
+            _add_remarks(about, entry.values[name].note, name)
     return _remarks(about, comparison)
+
+
+def _add_remarks(about: dict[str, dict[str, None]], note: str, name: str) -> None:
+    for remark in filter(None, note.split("; ")):
+        about.setdefault(remark, {})[name] = None
 
 
 def _remarks(about: Mapping[str, Mapping[str, None]], comparison: Comparison) -> str:
@@ -181,8 +185,7 @@ def _differences(comparison: Comparison) -> Table:
             if found is None:
                 continue
             rows.append([arrow(name, comparison), entry.label, *_difference_cells(found)])
-            if found.note:
-                about.setdefault(found.note, {})[name] = None
+            _add_remarks(about, found.note, name)
     lead = (
         f"Each model minus {first.label}, on the same cases; 95 % interval over patients; p by permutation over "
         f"patients ({comparison.resamples} at most)"
@@ -206,6 +209,7 @@ MEASURED: Mapping[str, Callable[[Cost], float | None]] = {
     "GFLOP per clip": lambda cost: cost.gflop_per_clip,
     "GFLOP per frame": lambda cost: cost.gflop_per_frame,
     "time per clip, ms": lambda cost: cost.latency_s * 1e3,
+    "fastest, ms": lambda cost: cost.latency_min_s * 1e3,
     "95th percentile, ms": lambda cost: cost.latency_p95_s * 1e3,
     "clips/s": lambda cost: cost.clips_per_s,
     "at batch": lambda cost: cost.best_batch,

@@ -314,6 +314,7 @@ def a_cost(joules=None, rates=None, acs=0):
         gflop_per_frame=0.5,
         latency_s=0.012,
         latency_p95_s=0.015,
+        latency_min_s=0.011,
         timed_calls=100,
         clips_per_s=140.0,
         best_batch=8,
@@ -352,7 +353,7 @@ def test_measured_and_estimated_stand_apart(with_cost, tmp_path):
     measured, estimated = by_title["Cost, measured"], by_title["Energy, estimated"]
     assert not any("estimate" in name or "MAC" in name for name in measured.head)
     assert [row[-2:] for row in measured.rows] == [["0.8", "0.4"], ["n/a", "n/a"]]
-    assert [row[8] for row in measured.rows] == ["n/a", "n/a"]  # memory, whose reason is said below
+    assert [row[9] for row in measured.rows] == ["n/a", "n/a"]  # memory, whose reason is said below
     assert "cnn: no memory, it was killed." in measured.after
     assert "Energy: n/a on this machine: no counter." in measured.after
     assert "the machine was not idle (load average 4.2)" in measured.after
