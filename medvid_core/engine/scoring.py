@@ -21,7 +21,7 @@ from medvid_core.data.preprocess import Step
 from medvid_core.data.transforms import to_source
 from medvid_core.engine.inference import FRAME_TASKS, FrameBlock, predict_case, segment_case
 from medvid_core.errors import DataError
-from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase, ScoredFrames
+from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase, ScoredFrames, mean
 from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
@@ -302,6 +302,8 @@ def summarise(rows: Sequence[CaseRow], metrics: Sequence[Metric | CaseMetric]) -
     found: dict[str, float] = {}
     for metric in metrics:
         found |= metric.summarise(values) if isinstance(metric, Metric) else metric.summarise(cases)
+        if isinstance(metric, CaseMetric) and len(metric.outputs) > 1:  # of several outputs, their mean chooses
+            found[metric.name] = mean([found.get(f"{metric.name}/{output.name}", math.nan) for output in metric.outputs])
     return found
 
 

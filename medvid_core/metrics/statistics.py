@@ -1,8 +1,8 @@
 """Intervals and tests for metrics of patients who may have several cases each.
 
 Cases of one patient are alike, so patients are what is drawn, swapped and counted; treating their cases as independent
-gives intervals that are too narrow and differences that are not there (`benchmarks/patients.py` shows both, and that
-what is here keeps its promises). Which to use:
+gives intervals that are too narrow and differences that are not there (`benchmarks/patients.py` shows both, and how
+close to 95 and 5 % what is here comes). Which to use:
 
 | metric | interval | is one model better? (`medvid_core.metrics.permutation`) |
 | --- | --- | --- |
