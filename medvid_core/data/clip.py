@@ -44,8 +44,8 @@ class Source:
     """Where the frames of one stream are.
 
     Attributes:
-        reader: ``frames`` (one file a frame), ``video``, ``dicom``, ``nifti`` (one file), or ``"module:attribute"`` of a function
-            ``(source, frame_indices) -> array`` [T,H,W] or [T,H,W,3], uint8.
+        reader: ``frames`` (one file a frame), ``video``, ``dicom``, ``nifti`` (one file), or ``"module:attribute"`` of
+            a function ``(source, frame_indices) -> array`` [T,H,W] or [T,H,W,3], uint8.
         paths: the files; empty for generated data. For ``frames``, ``""`` marks a frame without a file.
         values: for masks, the raw pixel value of each class, in class order; anything else but ``ignore`` is an error.
         nonzero: for masks, every non-zero raw value means class 1.

@@ -303,7 +303,8 @@ def summarise(rows: Sequence[CaseRow], metrics: Sequence[Metric | CaseMetric]) -
     for metric in metrics:
         found |= metric.summarise(values) if isinstance(metric, Metric) else metric.summarise(cases)
         if isinstance(metric, CaseMetric) and len(metric.outputs) > 1:  # of several outputs, their mean chooses
-            found[metric.name] = mean([found.get(f"{metric.name}/{output.name}", math.nan) for output in metric.outputs])
+            each = [found.get(f"{metric.name}/{output.name}", math.nan) for output in metric.outputs]
+            found[metric.name] = mean(each)
     return found
 
 

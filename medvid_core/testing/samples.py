@@ -83,7 +83,8 @@ def make_targets(
 ) -> tuple[dict[str, Target], dict[str, tuple[float, ...]]]:
     """Return what is known of a case, and of its frames.
 
-    Of anomalies, even cases have a label for every frame, and odd ones, which are normal, one for the whole video.
+    Of anomalies, even cases have a label for every frame, wrong in their second half, and odd ones, which are normal, one
+    for the whole video.
     """
     classes, name = len(output.classes), output.name
     if output.task == "segmentation":
@@ -95,7 +96,7 @@ def make_targets(
     if output.task == "frame_classification":
         return {}, {name: tuple(float((2 * frame // frames + number) % classes) for frame in range(frames))}
     if output.task == "anomaly":
-        return ({name: 0}, {}) if number % 2 else ({}, {name: tuple(float(frame % 2) for frame in range(frames))})
+        return ({name: 0}, {}) if number % 2 else ({}, {name: tuple(float(2 * frame >= frames) for frame in range(frames))})
     return {name: number % classes}, {}
 
 

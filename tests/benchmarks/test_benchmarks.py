@@ -73,3 +73,10 @@ def test_plain_mixer_with_given_chunks(benchmark_named):
     mixer = SpatioTemporalMixer(8, d_state=4, frames=5)
     tokens = torch.randn(2, 30, 8)
     torch.testing.assert_close(plain.plain_mixer(mixer, tokens, 3), mixer(tokens, 3), rtol=1e-4, atol=1e-6)
+
+
+def test_cost_against_length(benchmark_named, capsys):
+    benchmark_named("sequence_length").main(["--quick", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert "## training" in text
+    assert text.count("| 16 |") == 3  # forward, training, operations

@@ -49,7 +49,7 @@ class VideoNetConfig:
 
 @dataclass
 class CNNMambaConfig(VideoNetConfig):
-    """CNN-Mamba: Mamba layers over the features of frames.
+    """CNN-Mamba: Mamba layers over what is seen in each frame and what changed since the one before.
 
     Attributes:
         state_size: states N of the selective scan.
@@ -59,6 +59,7 @@ class CNNMambaConfig(VideoNetConfig):
         scan_backend: how the selective scan is computed; ``auto`` chooses.
     """
 
+    motion: bool = True
     state_size: int = 16
     bidirectional: bool = False
     anomaly: str = "head"
