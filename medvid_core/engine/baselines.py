@@ -83,10 +83,11 @@ def _constant_value(cases: Sequence[Case], output: OutputSpec) -> Tensor:
         return torch.from_numpy(np.log(shares / shares.sum())).float()
     if output.task == "regression":
         values = known.reshape(len(known), -1)
-        return torch.from_numpy(values.mean(0) if len(values) else np.zeros(count)).float().expand(count).clone()
+        return torch.from_numpy(np.nanmean(values, 0) if len(values) else np.zeros(count)).float().expand(count).clone()
     thresholds = np.arange(count - 1) if output.task == "ordinal" else np.zeros(1)
-    above = known.reshape(len(known), -1) > thresholds
-    share = above.mean(0).clip(1e-6, 1 - 1e-6) if len(above) else np.full(count, 0.5)
+    grades = known.reshape(len(known), -1)
+    above, there = (grades > thresholds).sum(0), (~np.isnan(grades)).sum(0)  # NaN lies above nothing
+    share = np.where(there > 0, above / np.maximum(there, 1), 0.5).clip(1e-6, 1 - 1e-6)
     return torch.from_numpy(np.log(share / (1 - share))).float()
 
 

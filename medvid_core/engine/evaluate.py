@@ -136,8 +136,9 @@ def evaluate(
             **environment(registry(), front.device, front.num_processes),
         }
         write_json(folder / "summary.json", record)
+        width = max(28, *map(len, summary))
         for name, value in summary.items():
-            print(f"{name:<28} {value:.4f}")
+            print(f"{name:<{width}} {value:.4f}")
         progress.say(f"wrote    {folder}")
     return rows, summary
 
@@ -183,6 +184,8 @@ def _choose(
     """
     config = composed.config
     written = read_config_file(config_file) if config_file.is_file() else {}
+    if not config.data_root and written.get("dataset.seed") != getattr(config.dataset.config, "seed", None):
+        written = {}  # drawn anew: other cases under the same names
     recorded = _read_splits(config_file.with_name("splits.json")) if written else {}
     ids = {case.case_id for case in cases}
     known = {name for names in recorded.values() for name in names}

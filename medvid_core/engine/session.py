@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 
 from medvid_core.config import Composed, OptimizerConfig
+from medvid_core.data.clip import Case
 from medvid_core.data.preprocess import Step, plan_steps
 from medvid_core.data.sampling import ClipItem, RankBatches, steps_per_epoch, training_items
 from medvid_core.engine import checkpoint
@@ -160,6 +161,8 @@ def open_session(
     optimizer = build_optimizer(config.optimizer, model)
     check_tasks(composed.loss, info.outputs)
     loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
+    if hasattr(loss, "check_cases"):  # a loss may refuse data it can learn nothing from
+        loss.check_cases(data.splits["train"])
     metrics = build_metrics(registry, config.metrics, info.outputs)
     scorer = Scorer(info.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
     items = training_items(data.splits["train"], config.clip, info.outputs)
@@ -334,8 +337,28 @@ def _notes(session: Session) -> list[str]:
         notes.append("no validation cases: the last weights are kept, not the best")
     if session.reported != "test":
         notes.append(f"no test cases: the result is that of the {session.reported} cases, and too good")
+    notes += _patient_notes(session.data.index.cases)
     skipped = session.data.index.skipped
     notes += [f"left out {case}: {reason}" for case, reason in list(skipped.items())[:5]]
     if len(skipped) > 5:
         notes.append(f"… and {len(skipped) - 5} more cases left out, see run.json")
     return notes
+
+
+PATIENT_COLUMNS = ("patient", "patientid", "subject", "subjectid", "participant", "participantid", "person", "personid")
+"""Names, less case and separators, of a column that says whose a clip is."""
+
+
+def _patient_notes(cases: Sequence[Case]) -> list[str]:
+    """Return a warning where every case is a group of its own, but what is known of them names fewer patients."""
+    if len({case.group_id for case in cases}) < len(cases):
+        return []
+    for name in dict.fromkeys(name for case in cases for name in case.metadata):
+        if "".join(filter(str.isalnum, name.lower())) in PATIENT_COLUMNS:
+            people = {case.metadata[name] for case in cases if case.metadata.get(name)}
+            if len(people) < sum(bool(case.metadata.get(name)) for case in cases):
+                return [
+                    f"{name} names {len(people)} for {len(cases)} cases, which are divided one by one: the result may "
+                    f"be too good. Keep the clips of each together with dataset.group_column={name}"
+                ]
+    return []

@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -108,7 +110,7 @@ def open_dataset(composed: Composed) -> Index:
     """Index the data set of a configuration.
 
     Raises:
-        DataError: no usable case, or case ids that repeat.
+        DataError: no usable case, case ids that repeat, or a target that cannot be one.
     """
     config = composed.config
     root = Path(config.data_root) if config.data_root else None
@@ -123,14 +125,69 @@ def open_dataset(composed: Composed) -> Index:
         if case.case_id in seen:
             raise DataError(f"Case id {case.case_id!r} stands twice in the data set; ids must be unique.")
         seen.add(case.case_id)
+        check_targets(case, index.outputs)
     return index
 
 
+def check_targets(case: Case, outputs: Sequence[OutputSpec]) -> None:
+    """Refuse a target that is no value of its output, before it becomes an index out of range or a loss of NaN.
+
+    Raises:
+        DataError: naming case, output and value.
+    """
+    for output in outputs:
+        name, task, count = output.name, output.task, len(output.classes)
+        several = task in ("regression", "multilabel")
+        if name in case.targets:
+            values = np.asarray(case.targets[name], np.float64).reshape(-1)
+            if len(values) != (count if several else 1) or np.isnan(values).all():
+                wanted = f"{count} numbers" if several and count > 1 else "a number"
+                raise _strange(case, output, case.targets[name], f"{wanted}; leave it out where it is unknown")
+            _check_values(case, output, values)
+        if name in case.frame_targets:
+            values = np.asarray(case.frame_targets[name], np.float64)
+            if len(values) != case.frames:
+                raise _strange(case, output, f"{len(values)} values", f"one for each of its {case.frames} frames")
+            _check_values(case, output, values)
+
+
+def _check_values(case: Case, output: OutputSpec, values: np.ndarray[Any, Any]) -> None:
+    """Refuse values that are no number, class, grade, or yes or no; NaN is one that is unknown."""
+    known = values[~np.isnan(values)]
+    if output.task == "regression":
+        wrong, allowed = known[~np.isfinite(known)], "a finite number"
+    elif output.task in ("multilabel", "anomaly"):
+        wrong, allowed = known[(known != 0) & (known != 1)], "0 or 1"
+    else:
+        most = len(output.classes) - 1
+        wrong = known[(known != np.round(known)) | (known < 0) | (known > most)]
+        allowed = f"0 to {most}, for {', '.join(output.classes)}"
+    if len(wrong):
+        raise _strange(case, output, f"{wrong[0]:g}", allowed)
+
+
+def _strange(case: Case, output: OutputSpec, value: object, allowed: str) -> DataError:
+    return DataError(
+        f"Case {case.case_id!r}: the target {output.name!r} ({output.task}) is {value}; it must be {allowed}."
+    )
+
+
 def open_data(composed: Composed) -> Data:
-    """Index the data set and divide it into train, val and test: of every case what the model's outputs need."""
+    """Index the data set and divide it into train, val and test: of every case what the model's outputs need.
+
+    Raises:
+        DataError: as in `open_dataset`, or nothing is known of all the cases of a part.
+    """
     index = open_dataset(composed)
     outputs = usable_outputs(composed.model, index.outputs, composed.config.outputs)
     splits = split_cases(index.cases, composed.config.split)
+    for part, cases in splits.items():
+        if cases and not any(case.knows(output) for case in cases for output in outputs):
+            named = ", ".join(output.name for output in outputs)
+            raise DataError(
+                f"Nothing is known of {named} in all {len(cases)} {part} case(s). Annotate some, or divide the cases "
+                "otherwise: by their split, or split.seed, split.val and split.test where they have none."
+            )
     return Data(index, {part: [case.only(outputs) for case in cases] for part, cases in splits.items()})
 
 
@@ -142,9 +199,12 @@ def standardise(output: OutputSpec, cases: Sequence[Case]) -> OutputSpec:
     if not len(known):
         raise DataError(f"No training case has a value of {output.name!r}, which the model shall predict.")
     values = known.reshape(len(known), -1)
-    spread = values.std(0)
+    if np.isnan(values).all(0).any():
+        unknown = output.classes[int(np.isnan(values).all(0).argmax())]
+        raise DataError(f"No training case has a value of {unknown!r} ({output.name}), which the model shall predict.")
+    spread = np.nanstd(values, 0)
     scale = tuple(float(value) if value > 0 else 1.0 for value in spread)
-    return dataclasses.replace(output, center=tuple(map(float, values.mean(0))), scale=scale)
+    return dataclasses.replace(output, center=tuple(map(float, np.nanmean(values, 0))), scale=scale)
 
 
 def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:

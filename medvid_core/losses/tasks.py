@@ -5,14 +5,14 @@ Only what is known counts: a missing target is left out, never taken for zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvid_core.data.clip import Batch
-from medvid_core.errors import ConfigError
+from medvid_core.data.clip import Batch, Case
+from medvid_core.errors import ConfigError, DataError
 from medvid_core.losses.config import ByTaskConfig
 from medvid_core.losses.segmentation import at_least_float32
 from medvid_core.specs import OutputSpec
@@ -121,20 +121,24 @@ class ByTask:
                 label_smoothing=self.config.label_smoothing,
             )
         elif output.task == "multilabel":
-            wanted = target.to(predicted).view(len(predicted), -1).expand_as(predicted)
-            each = F.binary_cross_entropy_with_logits(
-                predicted, wanted, pos_weight=self._weights(predicted), reduction="none"
-            ).mean(1)
+            wanted, there = _numbers(target, predicted)
+            each = _mean_of_known(
+                F.binary_cross_entropy_with_logits(
+                    predicted, wanted, pos_weight=self._weights(predicted), reduction="none"
+                ),
+                there,
+            )
         elif output.task == "ordinal":
             above = torch.arange(predicted.shape[1], device=predicted.device) < target[:, None]
             each = F.binary_cross_entropy_with_logits(predicted, above.to(predicted), reduction="none").sum(1)
         else:
-            wanted = target.to(predicted).view(len(predicted), -1).expand_as(predicted)
+            wanted, there = _numbers(target, predicted)
             ours, theirs = standardised(predicted, output), standardised(wanted, output)
             if self.config.regression == "huber":
-                each = F.huber_loss(ours, theirs, reduction="none", delta=self.config.huber_delta).mean(1)
+                each = F.huber_loss(ours, theirs, reduction="none", delta=self.config.huber_delta)
             else:
-                each = F.mse_loss(ours, theirs, reduction="none").mean(1)
+                each = F.mse_loss(ours, theirs, reduction="none")
+            each = _mean_of_known(each, there)
         return {output.name: torch.where(known, each, 0).sum()}
 
     def _weights(self, like: Tensor) -> Tensor | None:
@@ -180,9 +184,24 @@ class ByTask:
 _WEAK_TERMS = ("video", "smoothness", "sparsity")
 
 
+def _numbers(target: Tensor, like: Tensor) -> Known:
+    """Return several numbers or labels of each clip [B,D], 0 where unknown (NaN), and where they are known [B,D]."""
+    values = target.to(like).view(len(like), -1).expand_as(like)
+    return values.nan_to_num(0), ~values.isnan()
+
+
+def _mean_of_known(values: Tensor, known: Tensor) -> Tensor:
+    """Return the mean [B] of the values [B,D] that are known; 0 where none is."""
+    return (values * known).sum(1) / known.sum(1).clamp(min=1)
+
+
 def _neighbours(real: Tensor) -> Tensor:
     """Return where a frame and the one before it are both real, bool [B,T-1]."""
     return real[:, 1:] & real[:, :-1]
+
+
+LEAST_ERROR = -0.1
+"""An error is not negative, but for rounding in half precision."""
 
 
 class NormalOnly:
@@ -193,6 +212,23 @@ class NormalOnly:
 
     def __init__(self, output: OutputSpec) -> None:
         self.name = output.name
+
+    def check_cases(self, cases: Sequence[Case]) -> None:
+        """Refuse training cases of which none is normal: there would be nothing to learn.
+
+        Raises:
+            DataError: none is.
+        """
+        if not any(self._may_be_normal(case) for case in cases):
+            raise DataError(
+                f"The loss 'normal-only' learns from normal videos, and all {len(cases)} training cases are abnormal "
+                f"({self.name}). Add normal ones, or learn from the labels with loss=by-task."
+            )
+
+    def _may_be_normal(self, case: Case) -> bool:
+        """Whether a case is known to be normal, or to hold a stretch that is, without being labelled abnormal."""
+        frames, label = case.frame_targets.get(self.name, ()), case.targets.get(self.name)
+        return label == 0 or (label is None and any(value == 0 for value in frames))
 
     def _frames(self, batch: Batch) -> Tensor:
         label, known = clip_target(batch, self.name)
@@ -206,8 +242,19 @@ class NormalOnly:
         return {self.name: self._frames(batch).sum()}
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return the summed score."""
-        return {self.name: (at_least_float32(outputs[self.name]) * self._frames(batch)).sum()}
+        """Return the summed score.
+
+        Raises:
+            ConfigError: a score is negative: it is no error, and would be made ever smaller.
+        """
+        scores = at_least_float32(outputs[self.name])
+        if scores.min() < LEAST_ERROR:
+            raise ConfigError(
+                f"The loss 'normal-only' is for models whose anomaly score is an error, which is never negative; this "
+                f"one scores {scores.min():.3f}. Set model.anomaly=forecast where the model has it, or learn from the "
+                "labels with loss=by-task."
+            )
+        return {self.name: (scores * self._frames(batch)).sum()}
 
 
 def build_by_task(config: ByTaskConfig, outputs: tuple[OutputSpec, ...]) -> ByTask:

@@ -11,6 +11,7 @@ from medvid_core.report.rundata import RunData, as_float
 from medvid_core.report.text import details, duration, esc, facts, section, tag
 
 _SHOWN = 20
+_PRECISION = {"no": "float32", "bf16": "bfloat16 and float32, mixed", "fp16": "float16 and float32, mixed"}
 
 
 def notices(run: RunData) -> str:
@@ -57,7 +58,7 @@ def _costs(run: RunData) -> str:
             ("training time", duration(as_float(record.get("seconds"))) if record.get("seconds") is not None else ""),
             ("peak memory", f"{memory / 1024:.2f} GiB" if memory == memory else ""),
             ("selective scan", f"{scan['backend']}: {scan['reason']}" if "reason" in scan else ""),
-            ("precision", {"no": "float32"}.get(str(record.get("precision")), record.get("precision"))),
+            ("precision", _PRECISION.get(str(record.get("precision")), record.get("precision"))),
             ("seed", record.get("seed")),
             ("started", record.get("started")),
             ("directory", record.get("directory")),

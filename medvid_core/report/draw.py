@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ FILL = 0.32
 
 _DASH = 6  # pixels
 _GAP = 4  # pixels between the panels of a strip
-_LABEL = 22  # pixels above the panels of a strip
+_LABEL = 24  # pixels above the panels of a strip
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -115,14 +117,36 @@ class Still:
     overlay: Bytes
 
 
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return a font with the letters of most of Europe's languages, which Pillow's own lacks: matplotlib's DejaVu Sans.
+
+    Args:
+        size: pixels.
+    """
+    import matplotlib  # here, for listing plugins must not load it
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def frame_row(images: Sequence[Bytes], labels: Sequence[str]) -> Image.Image:
+    """Return images uint8 [H,W,3] of one size side by side, each below its label, on black."""
+    height, width = images[0].shape[:2]
+    sheet = Image.new("RGB", (len(images) * (width + _GAP) - _GAP, _LABEL + height), _BLACK)
+    pen = ImageDraw.Draw(sheet)
+    for column, (image, label) in enumerate(zip(images, labels, strict=True)):
+        left = column * (width + _GAP)
+        pen.text((left + 4, 3), label, fill=_WHITE, font=font(15))
+        sheet.paste(Image.fromarray(image), (left, _LABEL))
+    return sheet
+
+
 def strip(stills: Sequence[Still]) -> Image.Image:
     """Return the stills side by side, label over image over overlay, on black."""
     height, width = stills[0].image.shape[:2]
     sheet = Image.new("RGB", (len(stills) * (width + _GAP) - _GAP, _LABEL + 2 * height + _GAP), _BLACK)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    sheet.paste(frame_row([still.image for still in stills], [still.label for still in stills]))
     for column, still in enumerate(stills):
         left = column * (width + _GAP)
-        pen.text((left + 4, 3), still.label, fill=_WHITE, font=font)
-        sheet.paste(Image.fromarray(still.image), (left, _LABEL))
         sheet.paste(Image.fromarray(still.overlay), (left, _LABEL + height + _GAP))
     return sheet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,29 @@ def overlays_section(run: RunData) -> str:
     if not figures:
         return ""
     count = len(run.scored)
-    lead = f"Chosen by {metric_name(run.headline)} from {counted(count, 'case')}." if count > 1 else ""
-    return section("What it looks like", legend(run), tag("div", figures, class_="cases"), lead=lead)
+    lead = f"Chosen by {run.order} from {counted(count, 'case')}." if count > 1 else ""
+    with_masks = any(not _captioned(entry) for entry in run.overlays)
+    words = legend(run) if with_masks else ""
+    return section("What it looks like", words, tag("div", figures, class_="cases"), lead=lead)
 
 
 def legend(run: RunData) -> str:
-    """Return which colour is which class, and how prediction and annotation differ."""
-    colours = palette(len(run.classes))
+    """Return which colour is which class of a mask, and how prediction and annotation differ; empty without masks."""
+    classes = run.mask_classes
+    if not run.has_masks:
+        return ""
+    colours = palette(len(classes))
     chips = []
-    for value, label in foreground(run.classes).items() if run.classes else ():
+    for value, label in foreground(classes).items() if classes else ():
         colour = to_hex(colours[value])
         chips.append(tag("li", f'<i style="border-color:{colour};background:{colour}66"></i>{esc(label)}, predicted'))
     chips.append(tag("li", '<i class="dash"></i>annotation, dashed contour'))
     return tag("ul", "".join(chips), class_="legend")
+
+
+def _captioned(entry: Mapping[str, Any]) -> bool:
+    """Whether a video shows captions, not masks."""
+    return entry.get("shows") == "captions"
 
 
 def _inside(run: RunData, entry: Mapping[str, Any], key: str) -> Path | None:
@@ -88,20 +99,29 @@ def _figure(entry: Mapping[str, Any], video: str, still: str, cases: int) -> str
     """Return one case: caption, video, stills, and what part of the clip is shown."""
     case_id, kind = str(entry.get("case_id", "")), str(entry.get("kind", ""))
     badge = tag("span", esc(kind), class_=f"kind {'good' if kind == 'best' else 'bad'}") if cases > 1 else ""
-    value = f"{metric_name(str(entry.get('metric', '')))} {number(as_float(entry.get('value')))}"
-    caption = tag("figcaption", tag("h3", badge + esc(case_id)) + tag("span", esc(value)))
+    caption = tag("figcaption", tag("h3", badge + esc(case_id)) + tag("span", esc(_value(entry))))
     media = ""
+    what = "Video, with what is predicted above it, of" if _captioned(entry) else "Prediction and annotation over"
     if video:
         media += (
             f'<video autoplay loop muted playsinline controls src="{video}" '
-            f'aria-label="{esc(f"Prediction and annotation over {case_id}")}"></video>'
+            f'aria-label="{esc(f"{what} {case_id}")}"></video>'
         )
     if still:
-        media += f'<img src="{still}" alt="{esc(f"Frames of {case_id}: image above, overlay below")}">'
+        below = "what is predicted of them below" if _captioned(entry) else "image above, overlay below"
+        media += f'<img src="{still}" alt="{esc(f"Frames of {case_id}: {below}")}">'
     if not media:
         reason = entry.get("problem") or "its files are missing or too large to embed; see the folder overlays"
         media = tag("p", esc(f"Not shown: {reason}"))
     return tag("figure", caption + tag("div", media, class_="media") + tag("small", esc(_extent(entry))))
+
+
+def _value(entry: Mapping[str, Any]) -> str:
+    """Return the value a case was chosen by, where it has one, and what is predicted of the whole case."""
+    value, words = as_float(entry.get("value")), entry.get("words")
+    said = [str(word) for word in words] if isinstance(words, list) else []
+    metric = metric_name(str(entry.get("metric", "")))
+    return " · ".join([*said, *([] if math.isnan(value) and _captioned(entry) else [f"{metric} {number(value)}"])])
 
 
 def _extent(entry: Mapping[str, Any]) -> str:
@@ -112,5 +132,5 @@ def _extent(entry: Mapping[str, Any]) -> str:
     part = "all" if shown == frames else f"frames {first} to {first + shown - 1} of"
     text = f"{part} {counted(frames, 'frame')}"
     fps, fps_shown = as_float(entry.get("fps")), as_float(entry.get("fps_shown"))
-    speed = "frame rate unknown, " if fps != fps else "" if fps == fps_shown else f"recorded at {fps:g}, "
-    return f"{text}; {speed}shown at {fps_shown:g} frames a second"
+    speed = "frame rate unknown, " if fps != fps else "" if fps == fps_shown else f"recorded at {fps:.3g}, "
+    return f"{text}; {speed}shown at {fps_shown:.3g} frames a second"

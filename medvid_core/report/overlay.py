@@ -25,7 +25,7 @@ from medvid_core.engine.run import Run, write_json
 from medvid_core.engine.scoring import CaseRow, Scorer, best_and_worst
 from medvid_core.errors import MedvidError
 from medvid_core.metrics.base import ScoredCase, to_classes
-from medvid_core.report.captions import write_captioned
+from medvid_core.report.captions import lines, write_captioned
 from medvid_core.report.draw import Bytes, Still, draw, fitted_size, resize_image, resize_mask, strip
 from medvid_core.report.palette import Colours, palette
 from medvid_core.report.video import OverlayWriter
@@ -169,16 +169,16 @@ def _write_overlay(blocks: Iterable[FrameBlock], case: Case, stem: Path, classes
             if frame.number in picks:
                 stills.append(_still(frame, colours))
     strip(stills).save(still)
-    return _entry(case, video, still, shown, writer.fps)
+    return {**_entry(case, video, still, shown, writer.fps), "shows": "masks"}
 
 
 def _write_captions(case: Case, scored: ScoredCase, stem: Path, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
-    """Write video and a still of one case without masks; return what the index says of them."""
+    """Write video and some frames of one case without masks; return what the index says of them."""
     shown = shown_frames(case)
     video, still = stem.with_name(f"{stem.name}.webm"), stem.with_name(f"{stem.name}.png")
     picture, fps = write_captioned(video, case, scored, outputs, shown, LONGEST)
     Image.fromarray(picture).save(still)
-    return _entry(case, video, still, shown, fps)
+    return {**_entry(case, video, still, shown, fps), "shows": "captions"}
 
 
 def _entry(case: Case, video: Path, still: Path, shown: range, fps: float) -> dict[str, Any]:
@@ -203,8 +203,9 @@ def write_overlays(
 ) -> None:
     """Write video and stills of the best and worst cases, and ``overlays/index.json``, into the run directory.
 
-    Best and worst are by the first metric. A case whose overlay cannot be written costs that overlay: it is said, and
-    stands in the index with its ``problem``.
+    Best and worst are by the first metric, or by `medvid_core.engine.scoring.merit` where that has no value for a case.
+    The videos show masks or, where there are none, ``captions`` of what is predicted: so ``shows`` in the index. A case
+    whose overlay cannot be written costs that overlay: it is said, and stands in the index with its ``problem``.
     """
     metric = scorer.metrics[0].name
     best, worst = best_and_worst(rows, metric, run.record["metrics"][metric], scorer.settings.overlays, scorer.others)
@@ -220,7 +221,8 @@ def write_overlays(
     for case_id, kind in progress.track(chosen, "overlays"):
         case = by_id[case_id]
         names.append(safe_name(case_id, names))
-        entry = {"case_id": case_id, "kind": kind, "metric": metric, "value": values[case_id]}
+        words = lines(scored[case_id], scorer.others) if case_id in scored else []
+        entry = {"case_id": case_id, "kind": kind, "metric": metric, "value": values[case_id], "words": words}
         try:
             if scorer.masks is not None:
                 blocks = scorer.segment(model, case)

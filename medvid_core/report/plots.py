@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +15,22 @@ import numpy.typing as npt
 
 from medvid_core.report.palette import palette, to_hex
 from medvid_core.report.rundata import RunData, as_float
-from medvid_core.report.text import BASELINES, esc, metric_name
+from medvid_core.report.text import esc, metric_name, shortened
 
 Floats = npt.NDArray[np.float64]
 Axes = Any
 
 # drawn in these colours, then replaced: so one picture serves a light and a dark page
-_INK, _FAINT, _ACCENT = "#010203", "#040506", "#070809"
-_THEMED = {_INK: "currentColor", _FAINT: "var(--line)", _ACCENT: "var(--accent)"}
+INK, FAINT, ACCENT = "#010203", "#040506", "#070809"
+_THEMED = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)"}
+_INK, _FAINT = INK, FAINT  # as the page of a comparison knows them
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "medvid",  # the same ids each time
     "text.parse_math": False,  # names are untrusted: a "$" is a dollar
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _FAINT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -35,10 +38,10 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _FAINT,
+    "grid.color": FAINT,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.labelsize": 10.5,
     "ytick.labelsize": 10.5,
     "axes.labelsize": 10.5,
@@ -47,6 +50,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
 }
 _MOST_POINTS = 300
+_MARKERS = ("x", "D", "^", "s")
 
 
 def plot(draw: Callable[[Axes], None], alt: str, width: float = 4.6, height: float = 2.9) -> str:
@@ -75,7 +79,7 @@ def inline_svg(text: str, alt: str) -> str:
     text = text[text.index("<svg") :]
     opening, rest = text.split(">", 1)
     opening = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", opening)
-    prefix = re.sub(r"[^A-Za-z0-9]", "", alt)
+    prefix = re.sub(r"[^A-Za-z0-9]", "", alt)[:24] + hashlib.sha256(alt.encode("utf-8", "replace")).hexdigest()[:6]
     rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', rest)
     rest = re.sub(r'(xlink:href="#|url\(#)', rf"\1{prefix}-", rest).replace("xlink:href", "href")
     rest = re.sub(r"<style.*?</style>", "", rest, flags=re.DOTALL)  # it would rule the whole page
@@ -119,12 +123,14 @@ def _spread(values: Floats) -> bool:
 
 def _draw_loss(axes: Axes, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
     for i, (name, (steps, values)) in enumerate(lines.items()):
-        colour = _ACCENT if i == 0 else to_hex(palette(len(lines) + 1)[i + 1])
+        colour = ACCENT if i == 0 else to_hex(palette(len(lines) + 1)[i + 1])
         if i == 0:
             axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
         axes.plot(steps, _smoothed(values), color=colour, label=name, linewidth=1.8 if i == 0 else 1.2)
     if _spread(next(iter(lines.values()))[1]):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes powers in TeX
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     if len(lines) > 1:
         axes.legend(loc="upper right")
     axes.set_title("Training loss")
@@ -146,7 +152,7 @@ def rate_curve(run: RunData) -> str:
     steps, values = _thinned(*_series([line for line in run.log if line.get("kind") == "train"], "lr"))
 
     def drawn(axes: Axes) -> None:
-        axes.plot(steps, values, color=_ACCENT)
+        axes.plot(steps, values, color=ACCENT)
         axes.set_title("Learning rate")
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
@@ -163,13 +169,14 @@ def validation_curve(run: RunData) -> str:
     best = as_float((run.record.get("best") or {}).get("step"))
 
     def drawn(axes: Axes) -> None:
-        colours = palette(len(run.classes))
         for part in run.parts(name) if len(run.parts(name)) <= 7 else []:
-            colour = to_hex(colours[run.classes.index(part)]) if part in run.classes else _FAINT
-            axes.plot(*_series(log, f"{name}/{part}"), color=colour, linewidth=1.2, label=part)
-        axes.plot(steps, values, color=_INK, label="mean" if run.parts(name) else metric_name(name), marker="o", ms=2.5)
+            colour = run.colour(part) or FAINT
+            axes.plot(
+                *_series(log, f"{name}/{part}"), color=colour, linewidth=1.2, marker="o", ms=2, label=shortened(part)
+            )
+        axes.plot(steps, values, color=INK, label="mean" if run.parts(name) else metric_name(name), marker="o", ms=2.5)
         if best in steps:
-            axes.plot([best], values[steps == best], "o", ms=8, mfc="none", mec=_INK, label=f"kept: step {best:.0f}")
+            axes.plot([best], values[steps == best], "o", ms=8, mfc="none", mec=INK, label=f"kept: step {best:.0f}")
         axes.legend(loc="lower right" if run.higher_is_better(name) else "upper right")
         axes.set_title(f"Validation {metric_name(name)}")
         axes.set_xlabel("step")
@@ -177,9 +184,15 @@ def validation_curve(run: RunData) -> str:
     return plot(drawn, f"Validation {metric_name(name)} over steps") if len(steps) else ""
 
 
+def shown_per_case(run: RunData) -> str:
+    """Return the first metric that cases have values of, more than yes and no: the headline if it has; else empty."""
+    columns = [run.headline, *(name for name in run.columns if not run.taken_apart(name)[1])]
+    return next((name for name in columns if len(set(run.values(name)) - {0.0, 1.0}) > 0), "")
+
+
 def distribution(run: RunData) -> str:
     """Return every case as a point, over its mean and each class, with the trivial predictors; empty below two."""
-    name = run.headline
+    name = shown_per_case(run)
     parts = run.parts(name) if len(run.parts(name)) <= 12 else []
     columns = {name: "mean" if parts else metric_name(name)} | {f"{name}/{part}": part for part in parts}
     columns = {column: label for column, label in columns.items() if len(run.values(column)) > 1}
@@ -187,14 +200,12 @@ def distribution(run: RunData) -> str:
         return ""
 
     def drawn(axes: Axes) -> None:
-        colours = palette(len(run.classes))
         jitter = np.random.default_rng(0)
         for row, (column, label) in enumerate(columns.items()):
-            of_class = column != name and label in run.classes
-            colour = to_hex(colours[run.classes.index(label)]) if of_class else _ACCENT
-            _draw_points(axes, row, run.values(column), colour, jitter)
+            colour = (run.colour(label) if column != name else None) or ACCENT
+            draw_points(axes, row, run.values(column), colour, jitter)
         _draw_baselines(axes, run, list(columns))
-        axes.set_yticks(range(len(columns)), list(columns.values()))
+        axes.set_yticks(range(len(columns)), [shortened(label, 32) for label in columns.values()])
         axes.set_ylim(len(columns) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"{metric_name(name)} per case")
@@ -203,10 +214,10 @@ def distribution(run: RunData) -> str:
     return plot(drawn, alt, width=9.2, height=1.2 + 0.5 * len(columns))
 
 
-def _draw_points(axes: Axes, row: int, values: Sequence[float], colour: str, jitter: np.random.Generator) -> None:
+def draw_points(axes: Axes, row: int, values: Sequence[float], colour: str, jitter: np.random.Generator) -> None:
     """Draw a box (quartiles, median, whiskers to the extremes) and every value as a point."""
     if len(values) >= 5:
-        line = {"color": _INK, "linewidth": 1}
+        line = {"color": INK, "linewidth": 1}
         axes.boxplot(
             [values],
             positions=[row],
@@ -216,7 +227,7 @@ def _draw_points(axes: Axes, row: int, values: Sequence[float], colour: str, jit
             showcaps=False,
             boxprops=line,
             whiskerprops=line,
-            medianprops={"color": _INK, "linewidth": 2},
+            medianprops={"color": INK, "linewidth": 2},
         )
     heights = row + jitter.uniform(-0.16, 0.16, len(values))
     axes.plot(values, heights, "o", ms=5.5, color=colour, alpha=0.75, mec="none")
@@ -224,11 +235,11 @@ def _draw_points(axes: Axes, row: int, values: Sequence[float], colour: str, jit
 
 def _draw_baselines(axes: Axes, run: RunData, columns: Sequence[str]) -> None:
     """Mark in every row what the trivial predictors reach there."""
-    for marker, (which, label) in zip(("x", "D"), BASELINES.items(), strict=True):
+    for marker, (which, label) in zip(itertools.cycle(_MARKERS), run.baseline_names.items(), strict=False):
         values = [run.baseline(which, column) for column in columns]
         rows = [row for row, value in enumerate(values) if math.isfinite(value)]
         if rows:
             where = [values[row] for row in rows]
-            axes.plot(where, rows, marker, ms=6.5, mfc="none", mec=_INK, mew=1.4, label=label)
+            axes.plot(where, rows, marker, ms=6.5, mfc="none", mec=INK, mew=1.4, label=label)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)

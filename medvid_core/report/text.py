@@ -7,8 +7,30 @@ import math
 from collections.abc import Iterable, Sequence
 
 UNDEFINED = "–"
-_NAMES = {"mae": "MAE", "auroc": "AUROC", "f-measure": "F-measure", "iou": "IoU", "lr": "learning rate"}
-BASELINES = {"untrained": "untrained network", "constant": "best constant map"}
+_NAMES = {
+    "mae": "MAE",
+    "grade-mae": "MAE in grades",
+    "mae-low": "MAE, low values",
+    "iou": "IoU",
+    "lr": "learning rate",
+    "f-measure": "F-measure",
+    "r2": "R²",
+    "kappa": "Kappa, quadratic weights",
+    "bland-altman": "Limits of agreement, half width",
+    "auroc-below": "AUROC, low values",
+    "sensitivity-at-95-specificity": "Sensitivity at 95 % specificity",
+}
+_CAPITALS = {"auroc": "AUROC", "ap": "AP", "rmse": "RMSE", "f1": "F1"}
+_PARTS = {
+    "bland-altman": {"bias": "Bias", "lower": "Limits of agreement, lower", "upper": "Limits of agreement, upper"},
+    "frame-auroc": {"per-video": "Frame AUROC, mean over videos"},
+    "frame-ap": {"per-video": "Frame AP, mean over videos"},
+    "video-auroc": {"max": "Video AUROC, by the highest frame"},
+    "video-ap": {"max": "Video AP, by the highest frame"},
+    "detection-delay": {"seconds": "Detection delay, seconds", "missed": "Detection delay, share missed"},
+}
+NEUTRAL = ("prevalence", "bias", "lower", "upper")
+"""Parts of metrics that are neither better nor worse."""
 
 
 def esc(value: object) -> str:
@@ -33,8 +55,29 @@ def with_deviation(value: float, deviation: float) -> str:
 def metric_name(name: str) -> str:
     """Return a metric's name for people: ``dice`` → ``Dice``; ``dice/lv`` → ``Dice, lv``."""
     metric, _, part = name.partition("/")
-    shown = _NAMES.get(metric, metric.replace("_", " ").replace("-", " ").capitalize())
-    return f"{shown}, {part}" if part else shown
+    if part in _PARTS.get(metric, {}):
+        return _PARTS[metric][part]
+    if metric == "auroc-below" and part.isdigit():
+        return f"AUROC, true value below {part}"
+    if metric == "mae-low" and part.startswith("below-"):
+        return f"MAE, true value below {part.removeprefix('below-')}"
+    if metric == "segmental-f1" and part.isdigit():
+        return f"Segmental F1, {part} % overlap"
+    shown = _NAMES.get(metric) or _in_words(metric)
+    return f"{shown}, {part.replace('/', ', ')}" if part else shown
+
+
+def _in_words(metric: str) -> str:
+    """Return ``Balanced accuracy`` for ``balanced-accuracy``: abbreviations in capitals, words as words."""
+    words = metric.replace("_", "-").split("-")
+    first, *rest = [_CAPITALS.get(word, word) for word in words]
+    return " ".join([first[:1].upper() + first[1:], *rest])
+
+
+def shortened(text: object, most: int = 20) -> str:
+    """Return a text on one line, of at most so many characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def duration(seconds: float) -> str:

@@ -83,8 +83,8 @@ def make_targets(
 ) -> tuple[dict[str, Target], dict[str, tuple[float, ...]]]:
     """Return what is known of a case, and of its frames.
 
-    Of anomalies, even cases have a label for every frame, wrong in their second half, and odd ones, which are normal, one
-    for the whole video.
+    Of anomalies, even cases have a label for every frame, abnormal in their second half, and odd ones, which are
+    normal, one for the whole video.
     """
     classes, name = len(output.classes), output.name
     if output.task == "segmentation":
@@ -96,7 +96,8 @@ def make_targets(
     if output.task == "frame_classification":
         return {}, {name: tuple(float((2 * frame // frames + number) % classes) for frame in range(frames))}
     if output.task == "anomaly":
-        return ({name: 0}, {}) if number % 2 else ({}, {name: tuple(float(2 * frame >= frames) for frame in range(frames))})
+        labels = tuple(float(2 * frame >= frames) for frame in range(frames))
+        return ({name: 0}, {}) if number % 2 else ({}, {name: labels})
     return {name: number % classes}, {}
 
 
@@ -143,9 +144,11 @@ def output_shape(output: OutputSpec, batch: Batch) -> tuple[int, ...]:
 
 
 def random_outputs(output: OutputSpec, batch: Batch, seed: int = 0, scale: float = 2.0) -> dict[str, Tensor]:
-    """Return made-up predictions that gradients can be asked of."""
+    """Return made-up predictions that gradients can be asked of; anomaly scores, which may be errors, are positive."""
     generator = torch.Generator().manual_seed(seed)
     values = scale * torch.randn(output_shape(output, batch), generator=generator)
+    if output.task == "anomaly":
+        values = values.abs()
     return {output.name: values.requires_grad_()}
 
 

@@ -82,7 +82,7 @@ def test_everything_it_offers_is_listed(site, tmp_path):
         "models": ["acme-net"],
         "datasets": ["acme-blobs"],
         "losses": ["acme-focal"],
-        "metrics": ["acme-volume"],
+        "metrics": ["acme-volume", "acme-hits"],
         "preprocessors": ["acme-difference"],
     }
     assert listing["plugins"]["acme-video"] == "1.0"

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECTS = {"medvid_core": ROOT, "medvid_vivim": ROOT / "plugins" / "vivim"}
+PROJECTS = {
+    "medvid_core": ROOT,
+    "medvid_vivim": ROOT / "plugins" / "vivim",
+    "medvid_cnn_mamba": ROOT / "plugins" / "cnn_mamba",
+}
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
@@ -70,7 +74,7 @@ def test_the_plugin_pulls_core_and_runs_in_an_empty_environment(wheels, tmp_path
     (report,) = empty.glob("runs/vivim-echo-phantom-*/report.html")
     assert report.stat().st_size > 10_000
 
-    run(*install, "medvid-core[test]")  # the conformance suite is for plugin authors, who have pytest
+    run(*install, "medvid-core[test]", "medvid-cnn-mamba")  # the conformance suite is for plugin authors, who have pytest
     for package in PROJECTS:
         place, modules = json.loads(run(python, "-c", IMPORT_ALL, package))
         assert Path(place).is_relative_to(environment)

@@ -52,7 +52,11 @@ class Page(HTMLParser):
 
 
 def report(run_files):
-    path = write_report(run_files.write())
+    return checked(write_report(run_files.write()))
+
+
+def checked(path):
+    """Return a report's text, its words and its elements, having checked what holds of all."""
     text = path.read_text()
     page = Page(text)
     assert path.name == "report.html"

@@ -1,10 +1,12 @@
-"""Promises of a metric, tried on the drawn masks of `medvid_core.testing.samples`."""
+"""Promises of a metric, tried on the drawn masks, and on the made-up cases, of `medvid_core.testing`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from medvid_core.data.clip import UNLABELLED
 from medvid_core.errors import ConfigError
-from medvid_core.metrics.base import Metric, ScoredFrames
+from medvid_core.metrics.base import CaseMetric, Floats, ScoredCase, ScoredFrames
 from medvid_core.specs import MetricSpec, OutputSpec, resolve
+from medvid_core.testing.predictions import chance, described, opposite, perfect, unknown
 from medvid_core.testing.samples import Scene
 from medvid_core.testing.subject import outputs_of, subject_of
 
@@ -23,19 +26,55 @@ FRAMES, SIZE = 4, (32, 40)
 
 @dataclass(frozen=True)
 class MetricUnderTest:
-    """A metric for one output."""
+    """A metric for one output. A case is whatever a subclass scores."""
 
     spec: MetricSpec
     output: OutputSpec
 
     @cached_property
-    def metric(self) -> Metric:
+    def metric(self) -> Any:
         """The metric itself; the check is skipped where it refuses the output."""
         try:
-            built: Metric = resolve(self.spec.build)((self.output,))
+            return resolve(self.spec.build)((self.output,))
         except ConfigError as error:
             pytest.skip(f"refuses this output: {error}")
-        return built
+
+    def row(self, case: Any) -> dict[str, float]:
+        """Score one case."""
+        raise NotImplementedError
+
+    def summary(self, cases: Sequence[Any]) -> dict[str, float]:
+        """Score all cases together."""
+        raise NotImplementedError
+
+    def perfect(self) -> list[Any]:
+        """Return cases predicted as they are."""
+        raise NotImplementedError
+
+    def opposite(self) -> list[Any]:
+        """Return the same cases, wrong everywhere."""
+        raise NotImplementedError
+
+    def chance(self, seed: int) -> list[Any]:
+        """Return the same cases, predicted at random."""
+        raise NotImplementedError
+
+    def varied(self) -> list[Any]:
+        """Return cases of which some are predicted better than others."""
+        raise NotImplementedError
+
+    def value(self, cases: Sequence[Any]) -> float:
+        """Score cases down to one number."""
+        return self.summary(cases)[self.metric.name]
+
+    def better(self, left: float, right: float) -> bool:
+        """Whether one value is better than another."""
+        return left > right if self.spec.higher_is_better else left < right
+
+
+@dataclass(frozen=True)
+class MetricOfMasks(MetricUnderTest):
+    """A metric for masks; a case is its probabilities [T,K,H,W] and its mask [T,H,W]."""
 
     def mask(self, case: int = 0) -> Tensor:
         """Draw masks, long [T,H,W]."""
@@ -52,94 +91,205 @@ class MetricUnderTest:
         """Return another class for every pixel."""
         return (mask + 1) % max(2, len(self.output.classes))
 
-    def row(self, probabilities: Tensor, mask: Tensor) -> dict[str, float]:
+    def row(self, case: tuple[Tensor, Tensor]) -> dict[str, float]:
         """Score one case."""
+        probabilities, mask = case
         frames = ScoredFrames(probabilities, mask, torch.ones(len(mask), dtype=torch.bool))
         columns = self.metric.per_frame(frames)
-        return self.metric.per_case({name: column.double().numpy() for name, column in columns.items()})
+        row: dict[str, float] = self.metric.per_case({n: column.double().numpy() for n, column in columns.items()})
+        return row
 
-    def value(self, *cases: tuple[Tensor, Tensor]) -> float:
-        """Score cases, each probabilities and mask, down to one number."""
-        return self.metric.summarise([self.row(*case) for case in cases])[self.metric.name]
+    def summary(self, cases: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Score all cases together."""
+        found: dict[str, float] = self.metric.summarise([self.row(case) for case in cases])
+        return found
 
-    def better(self, left: float, right: float) -> bool:
-        """Whether one value is better than another."""
-        return left > right if self.spec.higher_is_better else left < right
+    def perfect(self) -> list[tuple[Tensor, Tensor]]:
+        """Return a case predicted as it is."""
+        return [(self.certain(self.mask()), self.mask())]
+
+    def opposite(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the same case, wrong everywhere."""
+        return [(self.certain(self.wrong(self.mask())), self.mask())]
+
+    def chance(self, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the same case, predicted at random."""
+        mask = self.mask()
+        drawn = torch.rand(self.certain(mask).shape, generator=torch.Generator().manual_seed(seed))
+        return [(drawn / drawn.sum(1, keepdim=True).clamp(min=1), mask)]
+
+    def varied(self) -> list[tuple[Tensor, Tensor]]:
+        """Return three cases, of which some are predicted better than others."""
+        predicted = [self.mask(), self.mask(2), self.mask(0)]
+        return [(self.certain(mask), self.mask(case)) for case, mask in enumerate(predicted)]
+
+
+@dataclass(frozen=True)
+class MetricOfCases(MetricUnderTest):
+    """A metric for anything but masks; a case is a `ScoredCase`."""
+
+    @cached_property
+    def wanted(self) -> OutputSpec:
+        """The output, with mean and spread of a regression."""
+        return described(self.output)
+
+    @cached_property
+    def metric(self) -> Any:
+        """The metric itself; the check is skipped where it refuses the output."""
+        return self.of((self.wanted,))
+
+    def of(self, outputs: tuple[OutputSpec, ...]) -> CaseMetric:
+        """Build the metric for these outputs; the check is skipped where it refuses them."""
+        try:
+            built = resolve(self.spec.build)(outputs)
+        except ConfigError as error:
+            pytest.skip(f"refuses this output: {error}")
+        kind = type(built).__name__
+        assert isinstance(built, CaseMetric), f"{self.spec.name} builds a {kind}: for {self.output.task} a CaseMetric"
+        return built
+
+    def row(self, case: ScoredCase) -> dict[str, float]:
+        """Score one case."""
+        row: dict[str, float] = self.metric.per_case(case)
+        return row
+
+    def summary(self, cases: Sequence[ScoredCase]) -> dict[str, float]:
+        """Score all cases together."""
+        found: dict[str, float] = self.metric.summarise(cases)
+        return found
+
+    def perfect(self) -> list[ScoredCase]:
+        """Return cases predicted as they are."""
+        return perfect(self.wanted)
+
+    def opposite(self) -> list[ScoredCase]:
+        """Return the same cases, wrong everywhere."""
+        return opposite(self.wanted)
+
+    def chance(self, seed: int) -> list[ScoredCase]:
+        """Return the same cases, predicted at random."""
+        return chance(self.wanted, seed)
+
+    def varied(self) -> list[ScoredCase]:
+        """Return cases of which some are predicted better than others."""
+        return chance(self.wanted, 7)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Try every check on each metric, for one and for three classes."""
+    """Try every check on each metric, for each of its tasks: those for masks, for cases, or for all."""
+    kinds = {"of_masks": MetricOfMasks, "of_cases": MetricOfCases, "under_test": MetricUnderTest}
+    (wanted,) = kinds.keys() & set(metafunc.fixturenames)
     metrics = [
-        MetricUnderTest(entry.spec, output)
+        metric
         for entry in subject_of(metafunc).of_kind("metric")
-        if isinstance(entry.spec, MetricSpec) and "segmentation" in entry.spec.tasks
-        for output in outputs_of("segmentation")
+        if isinstance(entry.spec, MetricSpec)
+        for task in entry.spec.tasks
+        for output in outputs_of(task)
+        for metric in [(MetricOfMasks if task == "segmentation" else MetricOfCases)(entry.spec, output)]
+        if isinstance(metric, kinds[wanted])
     ]
     ids = [f"{metric.spec.name}-{metric.output.task}-{len(metric.output.classes)}" for metric in metrics]
-    metafunc.parametrize("under_test", metrics, ids=ids)
+    metafunc.parametrize(wanted, metrics, ids=ids)
+
+
+def _agree(left: dict[str, float], right: dict[str, float]) -> list[str]:
+    """Return the columns that differ."""
+    return [
+        name
+        for name in left.keys() | right.keys()
+        if not (
+            math.isclose(left.get(name, math.inf), right.get(name, -math.inf), rel_tol=1e-9, abs_tol=1e-12)
+            or (math.isnan(left.get(name, math.inf)) and math.isnan(right.get(name, math.inf)))
+        )
+    ]
 
 
 def test_names_are_its_own(under_test: MetricUnderTest) -> None:
     """The metric is called as its spec says, and so are its columns, with parts after a slash."""
-    metric, mask = under_test.metric, under_test.mask()
+    metric, cases = under_test.metric, under_test.perfect()
     assert metric.name == under_test.spec.name, f"the spec says {under_test.spec.name!r}, the metric {metric.name!r}"
-    row = under_test.row(under_test.certain(mask), mask)
-    assert metric.name in row, f"there is no column {metric.name!r} among {sorted(row)}"
-    strangers = [name for name in row if name.split("/")[0] != metric.name]
+    row, summary = under_test.row(cases[0]), under_test.summary(cases)
+    assert metric.name in summary, f"there is no column {metric.name!r} among {sorted(summary)}"
+    strangers = [name for name in (*row, *summary) if name.split("/")[0] != metric.name]
     assert not strangers, f"the columns {', '.join(strangers)} are not called {metric.name}/…"
+    if isinstance(under_test, MetricOfCases):
+        two = under_test.of((under_test.wanted, replace(under_test.wanted, name="other")))
+        names = list(two.summarise([_with_other(case) for case in cases]))
+        nameless = [name for name in names if name.split("/")[1:2] not in ([under_test.wanted.name], ["other"])]
+        assert names, "of two outputs the summary is empty"
+        assert not nameless, f"of two outputs the columns {', '.join(nameless)} do not say of which they are"
 
 
-def test_per_frame_has_a_value_for_each_frame(under_test: MetricUnderTest) -> None:
+def _with_other(case: ScoredCase) -> ScoredCase:
+    """Return a case with a second output that is known and predicted just like the first."""
+
+    def twice(values: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {**values, **dict.fromkeys(["other"], *values.values())} if values else {}
+
+    return replace(case, predicted=twice(case.predicted), true=twice(case.true), true_frames=twice(case.true_frames))
+
+
+def test_per_frame_has_a_value_for_each_frame(of_masks: MetricOfMasks) -> None:
     """Every column of per_frame has one value for each frame."""
-    mask = under_test.mask()
-    frames = ScoredFrames(under_test.certain(mask), mask, torch.ones(FRAMES, dtype=torch.bool))
-    for name, column in under_test.metric.per_frame(frames).items():
+    probabilities, mask = of_masks.perfect()[0]
+    frames = ScoredFrames(probabilities, mask, torch.ones(FRAMES, dtype=torch.bool))
+    for name, column in of_masks.metric.per_frame(frames).items():
         assert tuple(column.shape) == (FRAMES,), f"{name} has shape {list(column.shape)}, should be [{FRAMES}]"
 
 
 def test_perfect_prediction_is_best(under_test: MetricUnderTest) -> None:
-    """No prediction scores better than the truth; one that is wrong everywhere scores worse."""
-    mask = under_test.mask()
-    perfect = under_test.value((under_test.certain(mask), mask))
-    worst = under_test.value((under_test.certain(under_test.wrong(mask)), mask))
-    assert not math.isnan(perfect), "a perfect prediction scores NaN"
-    assert under_test.better(perfect, worst), f"the truth scores {perfect}, its opposite {worst}"
+    """No prediction scores better than the truth; one that is wrong everywhere scores worse, or is undefined."""
+    best, worst = under_test.value(under_test.perfect()), under_test.value(under_test.opposite())
+    assert not math.isnan(best), "a perfect prediction scores NaN"
+    assert math.isnan(worst) or under_test.better(best, worst), f"the truth scores {best}, its opposite {worst}"
     for seed in range(5):
-        chance = torch.rand(under_test.certain(mask).shape, generator=torch.Generator().manual_seed(seed))
-        value = under_test.value((chance / chance.sum(1, keepdim=True).clamp(min=1), mask))
-        assert not under_test.better(value, perfect), f"a random prediction scores {value}, the truth {perfect}"
+        value = under_test.value(under_test.chance(seed))
+        assert not under_test.better(value, best), f"a random prediction scores {value}, the truth {best}"
 
 
 def test_order_of_cases_does_not_matter(under_test: MetricUnderTest) -> None:
     """The summary is the same whatever the order of the cases."""
-    cases = [
-        (under_test.certain(under_test.mask((case + 1) % 3) if case else under_test.mask()), under_test.mask(case))
-        for case in range(3)
-    ]
-    forward, backward = under_test.value(*cases), under_test.value(*reversed(cases))
-    assert math.isclose(forward, backward, rel_tol=1e-12), f"{forward} and, the other way round, {backward}"
+    cases = under_test.varied()
+    forward, backward = under_test.summary(cases), under_test.summary(cases[::-1])
+    differing = _agree(forward, backward)
+    assert not differing, (
+        f"{differing[0]} is {forward.get(differing[0])} and, the other way round, {backward.get(differing[0])}"
+    )
 
 
-def test_empty_masks_spoil_nothing(under_test: MetricUnderTest) -> None:
+def test_empty_masks_spoil_nothing(of_masks: MetricOfMasks) -> None:
     """Where nothing is to be found the value is a number, or NaN for undefined, which the summary leaves out."""
-    mask = under_test.mask()
+    mask = of_masks.mask()
     empty = torch.zeros_like(mask)
-    fine = (under_test.certain(mask), mask)
     for prediction in (empty, mask):
-        row = under_test.row(under_test.certain(prediction), empty)
+        row = of_masks.row((of_masks.certain(prediction), empty))
         assert not any(math.isinf(value) for value in row.values()), f"an empty mask scores {row}"
-        value = under_test.value(fine, (under_test.certain(prediction), empty))
+        value = of_masks.value([*of_masks.perfect(), (of_masks.certain(prediction), empty)])
         assert math.isfinite(value), f"one case with empty masks makes the summary {value}"
 
 
-def test_unlabelled_pixels_do_not_count(under_test: MetricUnderTest) -> None:
+def test_unlabelled_pixels_do_not_count(of_masks: MetricOfMasks) -> None:
     """The prediction at pixels marked 255 does not matter."""
-    mask = under_test.mask()
+    mask = of_masks.mask()
     mask[:, ::2, ::2] = UNLABELLED
-    prediction, other = under_test.mask(1), under_test.mask(1)
-    other[:, ::2, ::2] = under_test.wrong(prediction)[:, ::2, ::2]
-    left, right = (under_test.row(under_test.certain(p), mask) for p in (prediction, other))
-    for name in left:
-        undefined = math.isnan(left[name]) and math.isnan(right[name])
-        same = undefined or math.isclose(left[name], right[name], rel_tol=1e-12)
-        assert same, f"{name} is {left[name]}, and {right[name]} with another prediction at unlabelled pixels"
+    prediction, other = of_masks.mask(1), of_masks.mask(1)
+    other[:, ::2, ::2] = of_masks.wrong(prediction)[:, ::2, ::2]
+    left, right = (of_masks.row((of_masks.certain(p), mask)) for p in (prediction, other))
+    for name in _agree(left, right):
+        pytest.fail(f"{name} is {left[name]}, and {right[name]} with another prediction at unlabelled pixels")
+
+
+def test_unknown_targets_spoil_nothing(of_cases: MetricOfCases) -> None:
+    """Of no case, one case or cases without target the value is a number or NaN; the latter change nothing."""
+    cases, blank = of_cases.varied(), unknown(of_cases.wanted)
+    for few in ([], cases[:1], cases[1:2], blank):
+        for name, value in of_cases.summary(few).items():
+            assert not math.isinf(value), f"{name} of {len(few)} case(s) is {value}"
+    row = of_cases.row(blank[0])
+    assert not any(math.isfinite(value) for value in row.values()), f"a case of which nothing is known scores {row}"
+    before, after = of_cases.summary(cases), of_cases.summary([*cases, *blank])
+    differing = _agree(before, after)
+    assert not differing, (
+        f"{differing[0]} is {before.get(differing[0])}, and {after.get(differing[0])} with cases of which nothing is "
+        "known"
+    )

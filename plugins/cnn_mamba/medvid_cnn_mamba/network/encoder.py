@@ -64,16 +64,23 @@ class FrameEncoder(nn.Module):
 
 
 class MotionBranch(nn.Module):
-    """The difference to the frame before, 0 for the first, at half size through a small convolutional network."""
+    """What changed since the frame before (0 for the first), small: speckle changes more than what moves does.
+
+    The difference itself on 16 x 16 fields, each a feature, so that a linear layer can read off what moves where, which
+    way and how fast; and what a small convolutional network makes of it, on 4 x 4 fields.
+    """
+
+    SIDE, FIELDS, CONVOLVED = 32, 16, 4
 
     def __init__(self, channels: int = 3, width: int = 64) -> None:
         super().__init__()
         widths = (width // 4, width // 2, width)
         layers: list[nn.Module] = []
         for source, target in zip((channels, *widths), widths, strict=False):
-            layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.GroupNorm(1, target), nn.GELU()]
-        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.width = width
+            # not a norm of each frame by itself: that would take away how fast things move
+            layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.BatchNorm2d(target), nn.GELU()]
+        self.net = nn.Sequential(*layers)
+        self.width = channels * self.FIELDS**2 + width * self.CONVOLVED**2
 
     def forward(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the features of the change.
@@ -86,6 +93,6 @@ class MotionBranch(nn.Module):
             [B,T,D].
         """
         previous = torch.cat([(video[:, 0] if before is None else before)[:, None], video[:, :-1]], 1)
-        change = (video - previous).flatten(0, 1)
-        small = F.avg_pool2d(change, 2) if min(change.shape[-2:]) >= 2 else change
-        return torch.unflatten(cast(Tensor, self.net(small)), 0, video.shape[:2])
+        change = F.adaptive_avg_pool2d((video - previous).flatten(0, 1), self.SIDE)
+        plain = F.adaptive_avg_pool2d(change, self.FIELDS).flatten(1)
+        return torch.unflatten(torch.cat([plain, self.net(change).flatten(1)], 1), 0, video.shape[:2])

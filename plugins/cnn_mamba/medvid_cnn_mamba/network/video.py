@@ -19,8 +19,7 @@ from medvid_core.specs import OutputSpec
 class Frames(nn.Module):
     """From pictures to the tokens of a sequence.
 
-    What is seen in each frame, what changed since the one before, and how long ago that was, side by side, then
-    normalised and projected.
+    The sum of what is seen in each frame, what changed since the one before, and how long ago that was, each projected.
     """
 
     def __init__(self, config: VideoNetConfig, channels: int) -> None:
@@ -28,8 +27,12 @@ class Frames(nn.Module):
         self.encoder = FrameEncoder(config.encoder, channels, config.drop_path, config.frozen_norm)
         self.motion = MotionBranch(channels, config.motion_width) if config.motion else None
         self.gap = nn.Linear(1, config.width) if config.time_gaps else None
-        joined = self.encoder.width + (self.motion.width if self.motion is not None else 0)
-        self.project = nn.Sequential(nn.LayerNorm(joined), nn.Linear(joined, config.width))
+        self.project = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.width))
+        self.project_motion: nn.Linear | None = None
+        if self.motion is not None:
+            self.project_motion = nn.Linear(self.motion.width, config.width)
+            # a clip's frames are nearly the same: what is seen begins at nothing, or it would drown what changes
+            nn.init.zeros_(cast(nn.Linear, self.project[1]).weight)
 
     def forward(self, batch: Mapping[str, Any], before: FramesState | None = None) -> tuple[Tensor, Tensor]:
         """Return tokens [B,T,D] of ``video`` [B,T,C,H,W], and the encoder's features [B,T,E] they are made of.
@@ -39,10 +42,10 @@ class Frames(nn.Module):
             before: what came before it in a stream.
         """
         video: Tensor = batch["video"]
-        seen = features = self.encoder(video)
-        if self.motion is not None:
-            features = torch.cat([features, self.motion(video, None if before is None else before.frame)], 2)
-        tokens = cast(Tensor, self.project(features))
+        seen = self.encoder(video)
+        tokens = cast(Tensor, self.project(seen))
+        if self.motion is not None and self.project_motion is not None:
+            tokens = tokens + self.project_motion(self.motion(video, None if before is None else before.frame))
         if self.gap is not None:
             tokens = tokens + self.gap(self._gaps(batch["time_s"], before).to(tokens))
         return tokens, seen

@@ -60,7 +60,13 @@ def medvid_metrics():
             tasks=("segmentation",),
             build="acme_video.metrics:Volume",
             card=Card(summary="Similarity of areas.", code_license="MIT"),
-        )
+        ),
+        MetricSpec(
+            name="acme-hits",
+            tasks=("classification",),
+            build="acme_video.metrics:Hits",
+            card=Card(summary="Share of the cases that are right.", code_license="MIT"),
+        ),
     ]
 
 
