@@ -35,6 +35,7 @@ class ModelInfo:
         frames: clip length it was trained with.
         size: height and width it was trained with.
         stride: frame stride it was trained with.
+        padding: what filled clips up that reached beyond their video, see `ClipConfig`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelInfo:
     frames: int
     size: tuple[int, int]
     stride: int = 1
+    padding: str = "repeat"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the file header."""
@@ -178,6 +180,7 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
         frames=settings.get("clip.frames", spec.clip.frames),
         size=tuple(settings.get("clip.size", spec.clip.size)),
         stride=settings.get("clip.stride", 1),
+        padding=settings.get("clip.padding", "repeat"),
     )
     return build_model(info)
 

@@ -86,7 +86,9 @@ def evaluate(
     _require_same(info.outputs, index.outputs)
     chosen = _choose(composed, config_file, index.cases, split, settings)
     folder = _free_folder(out or file.parent / _default_name(composed, chosen.part))
-    clip = dataclasses.replace(config.clip, frames=info.frames, size=info.size, stride=info.stride)
+    clip = dataclasses.replace(
+        config.clip, frames=info.frames, size=info.size, stride=info.stride, padding=info.padding
+    )
     scorer = Scorer(
         info.outputs,
         build_metrics(registry(), config.metrics, info.outputs),

@@ -62,7 +62,7 @@ def predict(
     info = describe(model)
     if not 0 <= overlap < info.frames:
         raise ConfigError(f"overlap={overlap} cannot be used: it must be from 0 to {info.frames - 1}.")
-    clip = ClipConfig(frames=info.frames, size=info.size, stride=info.stride, overlap=overlap)
+    clip = ClipConfig(frames=info.frames, size=info.size, stride=info.stride, overlap=overlap, padding=info.padding)
     steps = plan_steps(registry(), info.clip.streams)
     model.to(front.device).eval()
     cases, failed = find_cases(Path(path))

@@ -235,4 +235,5 @@ def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
         frames=config.clip.frames,
         size=config.clip.size,
         stride=config.clip.stride,
+        padding=config.clip.padding,
     )

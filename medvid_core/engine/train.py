@@ -275,6 +275,11 @@ def _evaluate(session: Session) -> None:
     session.observers.notify("medvid_evaluated", run=session.run, step=state.step, rows=rows, summary=summary)
     name = session.scorer.metrics[0].name
     value = summary.get(name, math.nan)
+    if math.isnan(value):
+        session.note(
+            f"{name} of the validation cases is not defined, so it cannot choose a checkpoint: the last is kept. "
+            "Choose another first metric (metrics=[…]), or more validation cases (split.val)"
+        )
     better = value > state.best if session.higher_is_better(name) else value < state.best
     if better or math.isnan(state.best):
         state.best, state.best_step, state.without_improvement = value, state.step, 0

@@ -132,7 +132,7 @@ def _draw_loss(axes: Axes, lines: Mapping[str, tuple[Floats, Floats]]) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes powers in TeX
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     if len(lines) > 1:
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
     axes.set_title("Training loss")
     axes.set_xlabel("step")
 

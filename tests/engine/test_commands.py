@@ -235,8 +235,8 @@ def test_a_folder_of_test_cases_alone_is_scored(medvid, vtus, tmp_path):
 
 def test_evaluation_on_other_classes_is_refused(refused, tiny_run, vtus):
     assert refused("evaluate", tiny_run, "--data", vtus(), "--split", "all") == (
-        "The model predicts background, lv, myocardium, the data hold nodule. Evaluate on data with the same classes "
-        "in the same order."
+        "The model predicts mask (segmentation: background, lv, myocardium), the data hold mask "
+        "(segmentation: nodule). Evaluate on data with the same classes in the same order."
     )
 
 

@@ -74,7 +74,8 @@ def test_the_plugin_pulls_core_and_runs_in_an_empty_environment(wheels, tmp_path
     (report,) = empty.glob("runs/vivim-echo-phantom-*/report.html")
     assert report.stat().st_size > 10_000
 
-    run(*install, "medvid-core[test]", "medvid-cnn-mamba")  # the conformance suite is for plugin authors, who have pytest
+    # the conformance suite is for plugin authors, who have pytest
+    run(*install, "medvid-core[test]", "medvid-cnn-mamba")
     for package in PROJECTS:
         place, modules = json.loads(run(python, "-c", IMPORT_ALL, package))
         assert Path(place).is_relative_to(environment)

@@ -270,3 +270,17 @@ def test_matplotlib_is_only_loaded_when_drawing():
 
     code = "import medvid_core.report.html, sys; assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_logarithmic_axis_has_plain_numbers(run_files):
+    run_files.log = [{"kind": "train", "step": s, "loss": 10.0 ** (-s / 5)} for s in range(1, 31)]
+    text, _, _ = report(run_files)
+    assert "mathdefault" not in text
+    assert ">0.001<" in text
+
+
+def test_untrained_network_alone_is_not_beaten(run_files):
+    run_files.record["baselines"] = {"untrained": {"dice": 0.9}, "constant": {"dice": 0.2}}
+    _, words, _ = report(run_files)
+    assert "The model does not beat the untrained network (0.900). It does beat the best constant map (0.200)." in words
+    assert "Training has not helped: this result is of no use yet." in words

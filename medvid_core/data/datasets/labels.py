@@ -141,7 +141,8 @@ def _names(
     if len(names) < least:
         found = f"every label is {names[0]!r}" if names else "no row names a label"
         raise DataError(
-            f"{table}: {found}. There must be {'one at least' if least == 1 else 'two at least to tell apart'}."
+            f"{table}: {found}. There must be {'one at least' if least == 1 else 'two at least to tell apart'}; where "
+            "others are known that no row has, name all with dataset.labels=[…]."
         )
     return names
 
