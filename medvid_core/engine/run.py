@@ -211,7 +211,7 @@ def header_lines(record: Mapping[str, Any]) -> list[str]:
         f"data     {data['name']}{' at ' + data['root'] if data['root'] else ''}: {parts} cases; "
         f"classes {', '.join(data['classes'])}",
         f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "
-        f"{hardware['threads']} threads, precision {record['precision']}",
+        f"{hardware['threads']} threads, precision {'float32' if record['precision'] == 'no' else record['precision']}",
         *scan_lines(record["scan"]),
         f"output   {record['directory']}",
         *[f"note     {note}" for note in record["notes"]],

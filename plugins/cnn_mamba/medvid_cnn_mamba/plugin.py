@@ -45,11 +45,12 @@ _SMALL: Mapping[str, Any] = {
     "model.width": 96,
     "clip.frames": 16,
     "clip.size": (64, 64),
+    "dataset.patients": 160,
     "optimizer.lr": 1e-3,
-    "train.epochs": 20,
+    "train.epochs": 12,
     "train.batch_size": 8,
     "train.ema": 0.0,
-    "train.evaluate_every": 5,
+    "train.evaluate_every": 3,
 }
 
 _TINY_SPIKING: Mapping[str, Any] = {"widths": (8, 16), "width": 16}
