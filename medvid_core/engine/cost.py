@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -20,16 +19,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from medvid_core.config import compose
 from medvid_core.data.clip import Batch, Sample
@@ -37,7 +33,7 @@ from medvid_core.data.loader import collate, load_sample, to_device
 from medvid_core.data.preprocess import plan_steps
 from medvid_core.data.sampling import window
 from medvid_core.engine.energy import Energy, measure, probe
-from medvid_core.engine.operations import estimated_energy_j, operations
+from medvid_core.engine.operations import Operations, estimated_energy_j, operations
 from medvid_core.engine.run import read_json
 from medvid_core.engine.setup import open_dataset, scan_choice
 from medvid_core.models import describe, load_model
@@ -172,7 +168,7 @@ def measure_cost(directory: Path, device: torch.device, settings: CostSettings |
     sample = own_sample(directory)
     batch = to_device(collate([sample]), device)
     run = caller(model, batch, device)
-    flops = count_flops(model, batch)
+    counted = operations(model, batch)
     memory = _memory(directory, run, device)
     times = timed(run, settings.warmup, settings.runs, settings.seconds)
     best, rate = throughput(model, sample, device, settings, memory.model_and_clip)
@@ -181,8 +177,8 @@ def measure_cost(directory: Path, device: torch.device, settings: CostSettings |
     return Cost(
         parameters=parameters,
         trained_parameters=record.get("model", {}).get("trained_parameters", parameters),
-        gflop_per_clip=flops / 1e9,
-        gflop_per_frame=flops / 1e9 / info.frames,
+        gflop_per_clip=counted.executed / 1e9,
+        gflop_per_frame=counted.executed / 1e9 / info.frames,
         latency_s=statistics.median(times),
         latency_p95_s=float(np.percentile(times, 95)),
         latency_min_s=min(times),
@@ -191,7 +187,7 @@ def measure_cost(directory: Path, device: torch.device, settings: CostSettings |
         best_batch=best,
         memory=memory,
         energy=measure(run, probe(device), settings.seconds, settings.idle_seconds),
-        estimate=_estimate(model, batch),
+        estimate=_estimate(counted),
         frames=info.frames,
         size=info.size,
         device=device_name(device),
@@ -231,75 +227,8 @@ def caller(model: nn.Module, batch: Batch, device: torch.device) -> Callable[[],
     return run
 
 
-# operations
-
-
-def _estimate(model: nn.Module, batch: Batch) -> Estimate:
-    found = operations(model, batch)
+def _estimate(found: Operations) -> Estimate:
     return Estimate(found.macs, found.acs, dict(found.spike_rates), estimated_energy_j(found))
-
-
-def count_flops(model: nn.Module, batch: Batch) -> int:
-    """Return the floating-point operations of one call, two for a multiplication with an addition.
-
-    PyTorch's counter sees nothing of an LSTM, whose kernel is one operation, nor of a Transformer layer where the fused
-    path for inference is taken. So recurrent layers are counted by their formula, and that path is shut meanwhile.
-    """
-    counter = FlopCounterMode(display=False)
-    recurrent = _Recurrent(counter)
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            hooks += [module.register_forward_pre_hook(recurrent.enter), module.register_forward_hook(recurrent.leave)]
-    try:
-        with _unfused_attention(), torch.no_grad(), counter:
-            model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return int(counter.get_total_flops()) + recurrent.correction
-
-
-class _Recurrent:
-    """Replaces what the counter counts inside recurrent layers, which is all of it or nothing, by their formula."""
-
-    def __init__(self, counter: FlopCounterMode) -> None:
-        self._counter = counter
-        self._before = 0
-        self.correction = 0
-
-    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._before = self._counter.get_total_flops()
-
-    def leave(self, module: nn.RNNBase, inputs: tuple[Any, ...], output: Any) -> None:
-        counted = self._counter.get_total_flops() - self._before
-        self.correction += recurrent_flops(module, _tokens(inputs[0])) - counted
-
-
-def recurrent_flops(module: nn.RNNBase, tokens: int) -> int:
-    """Return the operations of a recurrent layer on so many inputs: two for every weight and input.
-
-    Every weight matrix (of input, state and, in an LSTM, projection) is applied once to each input or state.
-    """
-    return 2 * tokens * sum(weight.numel() for name, weight in module.named_parameters() if name.startswith("weight_"))
-
-
-def _tokens(inputs: Tensor | PackedSequence) -> int:
-    data = inputs.data if isinstance(inputs, PackedSequence) else inputs
-    return math.prod(data.shape[:-1])
-
-
-@contextlib.contextmanager
-def _unfused_attention() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-# time
 
 
 def timed(run: Callable[[], None], warmup: int, runs: int, seconds: float) -> list[float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -47,11 +47,14 @@ class Operations:
         acs: additions caused by spikes.
         spike_rates: layer that sees spikes → share of its inputs that are 1. A layer that sees nothing but zeros is in
             here with 0, but counted in ``macs``: a network that never fires shall not look frugal.
+        executed: floating-point operations that ordinary hardware carries out, two for a multiplication with addition:
+            there a product with a spike, or with none, costs what every product costs.
     """
 
     macs: int
     acs: int
     spike_rates: Mapping[str, float]
+    executed: int = field(default=0, compare=False)
 
     @property
     def flops(self) -> int:
@@ -101,9 +104,10 @@ def _count(model: nn.Module, batch: Mapping[str, Any]) -> Operations:
         with counter:
             model(batch)
     spiking = [layer for layer in layers.values() if layer.rate]
-    flops = counter.get_total_flops() + sum(x.missing for x in invisible) - sum(layer.flops for layer in spiking)
+    executed = counter.get_total_flops() + sum(x.missing for x in invisible)
+    flops = executed - sum(layer.flops for layer in spiking)
     rates = {name: layer.rate for name, layer in layers.items() if layer.rate is not None}
-    return Operations(flops // 2, sum(layer.accumulations() for layer in spiking), rates)
+    return Operations(flops // 2, sum(layer.accumulations() for layer in spiking), rates, executed)
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from medvid_core import load_model
 from medvid_core.engine import cost
 from medvid_core.engine.cost import (
     CostSettings,
-    count_flops,
     measure_cost,
     memory_of_child,
     own_sample,
     throughput,
     timed,
 )
+from medvid_core.engine.operations import operations
 from medvid_core.errors import ConfigError
 from medvid_core.ops import MambaMixer
 
@@ -39,7 +39,7 @@ class OfVideo(nn.Module):
 
 
 def flops(module, shape=(B, T, D)):
-    return count_flops(OfVideo(module).eval(), {"video": torch.randn(shape)})
+    return operations(OfVideo(module).eval(), {"video": torch.randn(shape)}).executed
 
 
 def test_convolutions_and_matrix_products_are_counted():
@@ -155,7 +155,7 @@ def test_cost_of_a_run_on_its_own_data(tiny_run):
     assert found.parameters == sum(p.numel() for p in model.parameters()) == found.trained_parameters
     assert (found.frames, found.size) == (3, (32, 32))
     batch = {"video": torch.zeros(1, 3, 3, 32, 32)}
-    assert found.gflop_per_clip * 1e9 == pytest.approx(count_flops(model, batch))
+    assert found.gflop_per_clip * 1e9 == pytest.approx(operations(model, batch).executed)
     assert found.gflop_per_frame == pytest.approx(found.gflop_per_clip / 3)
     assert 0 < found.latency_min_s <= found.latency_s <= found.latency_p95_s
     assert found.best_batch in QUICK.batch_sizes
