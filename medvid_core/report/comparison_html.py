@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from medvid_core.report.comparison import Table, tables, title
 from medvid_core.report.palette import palette, to_hex
 from medvid_core.report.plots import _FAINT, _INK, plot
-from medvid_core.report.text import counted, esc, facts, metric_name, section, table, tag
+from medvid_core.report.text import counted, document, esc, facts, metric_name, section, table, tag
 
 if TYPE_CHECKING:
     from medvid_core.engine.compare import Comparison, Entry
@@ -18,23 +17,11 @@ if TYPE_CHECKING:
 Axes = Any
 MOST_PLOTS = 6
 """Metrics that are drawn; all of them stand in the tables."""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(comparison: Comparison) -> str:
     """Return the whole page; every text in it is escaped."""
     heading = title(comparison)
-    style = (files("medvid_core.report") / "style.css").read_text("utf-8")
-    head = "\n".join(
-        [
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="robots" content="noindex">',
-            tag("title", esc(heading)),
-            f"<style>{style}</style>",
-        ]
-    )
     data = comparison.data
     subtitle = f"{counted(data['cases'], 'case')} of {counted(data['patients'], 'patient')} · {data['part']} part"
     notes = "".join(tag("p", esc(note)) for note in comparison.notes)
@@ -49,8 +36,7 @@ def page(comparison: Comparison) -> str:
         _runs(comparison),
         tag("footer", "medvid"),
     ]
-    body = tag("main", "\n".join(part for part in parts if part))
-    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+    return document(heading, parts)
 
 
 def _table_section(found: Table) -> str:

@@ -7,7 +7,6 @@ forbids the page to load or run anything, should something slip through.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 
 from medvid_core.report import plots
@@ -17,9 +16,7 @@ from medvid_core.report.embed import overlays_section
 from medvid_core.report.rundata import RunData, as_float, read_run
 from medvid_core.report.summary import summary_section
 from medvid_core.report.tables import metrics_section
-from medvid_core.report.text import counted, duration, esc, section, tag
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+from medvid_core.report.text import counted, document, duration, esc, section, tag
 
 
 def write_report(run_directory: Path) -> Path:
@@ -58,17 +55,6 @@ def page(run: RunData, predictions: str, merits: Mapping[str, float]) -> str:
         merits: case id → how well a case went, larger is better.
     """
     title = run_title(run)
-    style = (files("medvid_core.report") / "style.css").read_text("utf-8")
-    head = "\n".join(
-        [
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="robots" content="noindex">',
-            tag("title", esc(title)),
-            f"<style>{style}</style>",
-        ]
-    )
     parts = [
         tag("header", tag("h1", esc(title)) + tag("p", esc(subtitle(run)))),
         notices(run),
@@ -86,8 +72,7 @@ def page(run: RunData, predictions: str, merits: Mapping[str, float]) -> str:
         environment_section(run),
         tag("footer", esc(f"medvid · {run.record.get('started', '')}")),
     ]
-    body = tag("main", "\n".join(part for part in parts if part))
-    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+    return document(title, parts)
 
 
 def run_title(run: RunData) -> str:

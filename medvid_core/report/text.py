@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 
 UNDEFINED = "–"
 _NAMES = {
@@ -131,3 +132,28 @@ def table(head: Sequence[str], rows: Iterable[str], caption: str = "") -> str:
     title = tag("caption", esc(caption)) if caption else ""
     body = tag("thead", tag("tr", "".join(head))) + tag("tbody", "\n".join(rows))
     return tag("div", tag("table", title + body), class_="scroll", tabindex=0)
+
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Return a whole page that loads and runs nothing.
+
+    Args:
+        title: of the page; it is escaped.
+        parts: HTML, one after the other; empty ones are left out.
+    """
+    style = (files("medvid_core.report") / "style.css").read_text("utf-8")
+    head = "\n".join(
+        [
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{esc(_POLICY)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="robots" content="noindex">',
+            tag("title", esc(title)),
+            f"<style>{style}</style>",
+        ]
+    )
+    body = tag("main", "\n".join(part for part in parts if part))
+    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
