@@ -127,6 +127,29 @@ def test_only_frames_after_the_nearest_keyframe_are_decoded(tmp_path, monkeypatc
     assert len(decoded) == 1
 
 
+def test_windows_one_after_the_other_decode_every_frame_once(tmp_path, monkeypatch):
+    """Whatever lies between the keyframes: of this video there is one."""
+    path = write_video(tmp_path / "a.mp4", "mpeg4", [barcode(n) for n in range(FRAMES)], options={"g": "1000"})
+    other = write_video(tmp_path / "b.mp4", "mpeg4", [barcode(n) for n in range(5)])
+    decoded = []
+    frames = video._frames
+    monkeypatch.setattr(video, "_frames", lambda *a: (decoded.append(1) or frame for frame in frames(*a)))
+    for first in range(0, FRAMES, 8):
+        assert numbers(video.read(str(path), range(first, first + 8))) == list(range(first, first + 8))
+    assert len(decoded) == FRAMES
+    assert numbers(video.read(str(path), [2, 30])) == [2, 30]  # back again
+    assert numbers(video.read(str(other), [4])) == [4]
+    assert numbers(video.read(str(path), [31])) == [31]  # not where it was left
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "mpeg4", [barcode(n) for n in range(6)])
+    assert numbers(video.read(str(path), [0])) == [0]
+    path.unlink()
+    write_video(path, "mpeg4", [barcode(n + 10) for n in range(7)])
+    assert numbers(video.read(str(path), [1])) == [11]
+
+
 def test_one_reformatter_a_read(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.avi", "mjpeg", [barcode(n) for n in range(5)], pixels="yuvj420p")
     made = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import functools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,14 +69,24 @@ class _Listing:
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the first video stream; whatever FFmpeg raises inside becomes a `DataError` that names the file."""
+    """Open the first video stream; errors are those of `_named`."""
+    with _named(path), av.open(path) as container:
+        yield container, _first_stream(container, path)
+
+
+def _first_stream(container: InputContainer, path: str) -> VideoStream:
+    if not container.streams.video:
+        raise DataError(f"{path} has no video stream. Remove it from the data, or name another file.")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    return stream
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Make whatever FFmpeg raises inside a `DataError` that names the file."""
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} has no video stream. Remove it from the data, or name another file.")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            yield container, stream
+        yield
     except FileNotFoundError as error:
         raise DataError(f"The video {path} does not exist. Restore it, or remove its case from the data.") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -210,18 +221,64 @@ def read(path: str, frames: Sequence[int]) -> Array:
     if not wanted:
         return np.empty((0, 0, 0, 3), np.uint8)
     signature = _signature(path)
-    with _opened(path) as (container, stream):
-        indexed = _is_indexed(container, stream)
-        listing = _listing(*signature) if indexed else _Listing(0)
-        if listing.stamps:
-            if wanted[-1] >= listing.frames or wanted[0] < 0:
-                raise _absent(path, wanted[-1] if wanted[0] >= 0 else wanted[0], listing.frames)
-            try:
-                return _collect(_by_stamp(container, stream, path, listing, wanted), frames, path)
-            except _NotSeekableError:
-                pass
+    with _named(path):
+        video = _continued(signature, wanted[0]) or _Open(signature)
+        try:
+            listing = _listing(*signature) if _is_indexed(video.container, video.stream) else _Listing(0)
+            if listing.stamps:
+                if wanted[-1] >= listing.frames or wanted[0] < 0:
+                    raise _absent(path, wanted[-1] if wanted[0] >= 0 else wanted[0], listing.frames)
+                found = _collect(_by_stamp(video, listing, wanted), frames, path)
+                _last.video = video
+                return found
+        except _NotSeekableError:
+            pass
+        finally:
+            if getattr(_last, "video", None) is not video:
+                video.container.close()
     with _opened(path) as (container, stream):
         return _collect(_by_count(container, stream, path, wanted), frames, path)
+
+
+class _Open:
+    """A video that is being decoded.
+
+    Attributes:
+        signature: of the file.
+        process: that opened it: after a fork two would move one file.
+        container: where it comes from.
+        stream: of the container.
+        decoder: what gives its frames.
+        following: number of the frame the decoder gives next.
+    """
+
+    def __init__(self, signature: tuple[str, int, int]) -> None:
+        self.signature, self.process = signature, os.getpid()
+        self.container = av.open(signature[0])
+        self.stream = _first_stream(self.container, signature[0])
+        self.restart(0)
+
+    def restart(self, following: int) -> None:
+        """Go on decoding from where the container is now."""
+        self.decoder = _frames(self.container, self.stream, self.signature[0])
+        self.following = following
+
+
+_last = threading.local()
+"""The video each thread read last stays open: windows one after the other go on where the one before ended, rather than
+decode again from a keyframe, of which there may be one in hundreds of frames."""
+
+
+def _continued(signature: tuple[str, int, int], first: int) -> _Open | None:
+    """Return the video that this thread read last, if it is this one and has not come past the wanted frame."""
+    video: _Open | None = getattr(_last, "video", None)
+    _last.video = None
+    if video is None:
+        return None
+    if (video.signature, video.process) == (signature, os.getpid()) and video.following <= first:
+        return video
+    video.container.close()
+    return None
 
 
 def _by_count(
@@ -247,23 +304,20 @@ def _absent(path: str, frame: int, count: int) -> DataError:
     return DataError(f"Frame {frame} was asked of {path}, which has {count} frames (0 to {count - 1}).")
 
 
-def _by_stamp(
-    container: InputContainer, stream: VideoStream, path: str, listing: _Listing, wanted: Sequence[int]
-) -> Iterator[tuple[int, VideoFrame]]:
+def _by_stamp(video: _Open, listing: _Listing, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
     """Yield the wanted frames with their numbers, seeking to the keyframe before each where that saves decoding.
 
     Raises:
         _NotSeekableError: if the decoder's time stamps are not those of the listing.
     """
-    decoder = _frames(container, stream, path)
-    following = 0  # number of the frame the decoder gives next
     for number in wanted:
         keyframe = listing.keyframes[max(0, bisect.bisect_right(listing.keyframes, number) - 1)]
-        if keyframe - following > _SEEK_GAP:
-            container.seek(listing.stamps[keyframe], stream=stream)
-            decoder = _frames(container, stream, path)
-        yield number, _advance(decoder, listing.stamps[number])
-        following = number + 1
+        if keyframe - video.following > _SEEK_GAP:
+            video.container.seek(listing.stamps[keyframe], stream=video.stream)
+            video.restart(keyframe)
+        frame = _advance(video.decoder, listing.stamps[number])
+        video.following = number + 1
+        yield number, frame
 
 
 def _advance(decoder: Iterator[VideoFrame], stamp: int) -> VideoFrame:
