@@ -11,9 +11,10 @@ from medvid_core.cli.main import message_of
 from medvid_core.config import AugmentConfig, ClipConfig
 from medvid_core.data.clip import UNLABELLED, Case, Source
 from medvid_core.data.datasets.echo_phantom import index
-from medvid_core.data.loader import TrainingClips, collate, load_sample, to_device, training_loader
+from medvid_core.data.loader import Augmentation, TrainingClips, collate, load_sample, to_device, training_loader
 from medvid_core.data.phantoms.echo import EchoPhantomConfig
 from medvid_core.data.sampling import ClipKey, RankBatches, training_items, window
+from medvid_core.data.transforms import shift
 from medvid_core.errors import DataError
 from medvid_core.specs import ClipSpec, OutputSpec
 
@@ -215,3 +216,19 @@ def test_an_error_in_a_worker_is_as_clean_as_one_without(tmp_path):
     assert texts[0].startswith(f"The image {bad} cannot be read (")
     assert texts[0].endswith("Copy it again from its source, or remove its case from the data.")
     assert "Traceback" not in texts[1]
+
+
+def test_a_window_is_cut_from_a_border_of_zeros():
+    """augment.pad: the picture moves by whole pixels, 0 and unlabelled come in, and all frames move alike."""
+    still = sample(made())
+    moved = sample(made(), augment=(Augmentation(None, 4), 1))
+    found = {
+        (dy, dx)
+        for dy in range(-4, 5)
+        for dx in range(-4, 5)
+        if torch.equal(shift(still["video"], dy, dx, 0), moved["video"])
+        and torch.equal(shift(still["mask"], dy, dx, UNLABELLED), moved["mask"])
+    }
+    assert len(found) == 1
+    assert found != {(0, 0)}
+    assert (moved["mask"] == UNLABELLED).any()

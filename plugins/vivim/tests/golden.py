@@ -36,6 +36,8 @@ from medvid_vivim.network import Vivim, build
 from medvid_vivim.network.mamba import MambaLayer
 from medvid_vivim.network.segformer import PatchEmbedding, SegformerLayer
 
+MASK = (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
+
 FOLDER = Path(__file__).resolve().parents[3].parent / "shared" / "golden" / "vivim"
 GRADIENT = 1e-4
 """Largest error of a gradient, of the L2 norm of the tensor."""
@@ -402,7 +404,7 @@ def dense_windows(video: int, length: int) -> Tensor:
     """Source frames [N,T] of an epoch's windows in a video with all frames labelled."""
     streams = {name: Source(reader="frames") for name in ("video", "mask")}
     clip = ClipConfig(frames=length, sampling="dense")
-    items = training_items([Case(case_id="a", group_id="a", frames=video, streams=streams)], clip)
+    items = training_items([Case(case_id="a", group_id="a", frames=video, streams=streams)], clip, MASK)
     return torch.from_numpy(np.stack([window(item.start, video, clip)[0] for item in items if item.start is not None]))
 
 

@@ -16,6 +16,8 @@ from medvid_core.specs import OutputSpec
 from medvid_vivim.config import StructureLossConfig
 from medvid_vivim.losses import build_structure
 
+MASK = (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
+
 
 def loss_for(classes, frames="all"):
     output = OutputSpec(name="mask", task="segmentation", classes=tuple(f"class {k}" for k in range(classes)))
@@ -81,7 +83,7 @@ def test_centre_is_the_frame_dense_sampling_is_about(video, length, stride):
     sources = {name: Source(reader="frames") for name in ("video", "mask")}
     case = Case(case_id="a", group_id="a", frames=video, streams=sources)
     supervised = []
-    for item in training_items([case], clip):
+    for item in training_items([case], clip, MASK):
         indices, real = window(item.start, video, clip)
         logits, batch = example(1, length, 1)
         batch["frame_real"] = torch.from_numpy(real)[None]
