@@ -307,7 +307,7 @@ def test_forecast_learns_what_is_usual():
     video = patterns[torch.arange(8) % 2][None].repeat(2, 1, 1, 1, 1)
     batch = {"video": video, "frame_real": torch.ones(2, 8, dtype=torch.bool)}
     optimizer = torch.optim.Adam([x for x in model.parameters() if x.requires_grad], 1e-2)
-    for _ in range(30):
+    for _ in range(120):
         loss = model(batch)["odd"].mean()
         optimizer.zero_grad()
         loss.backward()
