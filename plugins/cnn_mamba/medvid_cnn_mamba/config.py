@@ -21,7 +21,7 @@ class VideoNetConfig:
         pooling: from frames to the clip: ``mean``, or ``attention`` (a learnt weight a frame).
         dropout: probability in front of the heads.
         drop_path: probability that a block of the encoder is skipped in training.
-        frozen_norm: leave the encoder's batch statistics as they are: frames of a clip are alike, and their statistics
+        frozen_norm: leave batch statistics as they are: frames of a clip are alike, and their statistics
             those of few patients.
     """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medvid_core.cli.main import main
@@ -330,7 +331,8 @@ def test_two_processes_train_and_score_as_one(question, tmp_path):
     """Batch statistics apart, which each process has its own (so they are left alone here): losses within 1e-4."""
     words = ("--model", "cnn-mamba", *PHANTOM, "dataset.frames=8", "dataset.beats=1", f"dataset.question={question}")
     words += ("model.frozen_norm=true", "train.batch_size=4", "train.max_steps=3", "--out")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    # as many threads each as here: torchrun would give each one, and sums are rounded otherwise then
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
     def two(*rest) -> None:
         start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

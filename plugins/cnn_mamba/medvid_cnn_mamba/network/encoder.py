@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from medvid_core.errors import ConfigError
 
 
+def _freeze_norms(net: nn.Module) -> None:
+    """Have batch normalisation use its stored statistics, and keep them."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 class FrameEncoder(nn.Module):
     """A timm image network applied to each frame by itself.
 
@@ -46,9 +53,7 @@ class FrameEncoder(nn.Module):
         """Set the mode; frozen normalisation stays in evaluation mode."""
         super().train(mode)
         if self.frozen_norm:
-            for module in self.net.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            _freeze_norms(self.net)
         return self
 
     def forward(self, video: Tensor) -> Tensor:
@@ -72,8 +77,9 @@ class MotionBranch(nn.Module):
 
     SIDE, FIELDS, CONVOLVED = 32, 16, 4
 
-    def __init__(self, channels: int = 3, width: int = 64) -> None:
+    def __init__(self, channels: int = 3, width: int = 64, frozen_norm: bool = False) -> None:
         super().__init__()
+        self.frozen_norm = frozen_norm
         widths = (width // 4, width // 2, width)
         layers: list[nn.Module] = []
         for source, target in zip((channels, *widths), widths, strict=False):
@@ -81,6 +87,13 @@ class MotionBranch(nn.Module):
             layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.BatchNorm2d(target), nn.GELU()]
         self.net = nn.Sequential(*layers)
         self.width = channels * self.FIELDS**2 + width * self.CONVOLVED**2
+
+    def train(self, mode: bool = True) -> MotionBranch:
+        """Set the mode; frozen normalisation stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_norm:
+            _freeze_norms(self.net)
+        return self
 
     def forward(self, video: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the features of the change.

@@ -25,7 +25,7 @@ class Frames(nn.Module):
     def __init__(self, config: VideoNetConfig, channels: int) -> None:
         super().__init__()
         self.encoder = FrameEncoder(config.encoder, channels, config.drop_path, config.frozen_norm)
-        self.motion = MotionBranch(channels, config.motion_width) if config.motion else None
+        self.motion = MotionBranch(channels, config.motion_width, config.frozen_norm) if config.motion else None
         self.gap = nn.Linear(1, config.width) if config.time_gaps else None
         self.project = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.width))
         self.project_motion: nn.Linear | None = None
