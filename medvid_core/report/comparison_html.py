@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvid_core.report.comparison import Table, tables, title
 from medvid_core.report.palette import palette, to_hex
-from medvid_core.report.plots import _FAINT, _INK, plot
+from medvid_core.report.plots import FAINT, INK, plot
 from medvid_core.report.text import counted, document, esc, facts, metric_name, section, table, tag
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _forest(comparison: Comparison, name: str) -> str:
             if not math.isnan(value.low):
                 axes.plot([value.low, value.high], [row, row], color=colour)
             axes.plot([value.value], [row], "o", ms=7, color=colour)
-            axes.plot(value.of_seeds, [row] * len(value.of_seeds), "|", ms=9, color=_INK)
+            axes.plot(value.of_seeds, [row] * len(value.of_seeds), "|", ms=9, color=INK)
         if constant is not None:
-            axes.axvline(constant, color=_INK, linewidth=1, linestyle=":")
+            axes.axvline(constant, color=INK, linewidth=1, linestyle=":")
         axes.set_yticks(range(len(entries)), [entry.label for entry in entries])
         axes.set_ylim(len(entries) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -111,11 +111,11 @@ def accuracy_against_time(comparison: Comparison) -> str:
             if not math.isnan(value.low):
                 axes.plot([time_ms, time_ms], [value.low, value.high], color=colour)
             axes.plot([time_ms], [value.value], "o", ms=8, color=colour)
-            axes.annotate(label, (time_ms, value.value), textcoords="offset points", xytext=(7, 5), color=_INK)
+            axes.annotate(label, (time_ms, value.value), textcoords="offset points", xytext=(7, 5), color=INK)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
-        axes.grid(which="minor", axis="x", color=_FAINT, linewidth=0.3)
+        axes.grid(which="minor", axis="x", color=FAINT, linewidth=0.3)
         axes.margins(x=0.25)
         axes.set_xlabel("time per clip, ms (median, batch 1)")
         axes.set_title(f"{metric_name(name)} against time")

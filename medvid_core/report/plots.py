@@ -23,7 +23,6 @@ Axes = Any
 # drawn in these colours, then replaced: so one picture serves a light and a dark page
 INK, FAINT, ACCENT = "#010203", "#040506", "#070809"
 _THEMED = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)"}
-_INK, _FAINT = INK, FAINT  # as the page of a comparison knows them
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "medvid",  # the same ids each time

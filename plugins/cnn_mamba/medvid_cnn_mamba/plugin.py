@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from medvid_core.hookspecs import hookimpl
-from medvid_core.specs import Card, ClipSpec, ModelSpec
+from medvid_core.specs import Card, ClipSpec, ModelSpec, Settings
 
 MEDVID_PLUGIN_API = (1, 0)
 
@@ -15,7 +12,7 @@ _TASKS = (*_CLIP_TASKS, "frame_classification", "anomaly")
 
 _CLIP = ClipSpec(frames=32, size=(112, 112))
 
-_RECIPE: Mapping[str, Any] = {
+_RECIPE: Settings = {
     "dataset": "motion-phantom",
     "loss": "by-task",
     "metrics": "auto",
@@ -30,7 +27,7 @@ _RECIPE: Mapping[str, Any] = {
     "train.ema": 0.999,
 }
 
-_TINY: Mapping[str, Any] = {
+_TINY: Settings = {
     "model.encoder": "test_resnet",
     "model.width": 16,
     "clip.frames": 4,
@@ -40,7 +37,7 @@ _TINY: Mapping[str, Any] = {
     "train.ema": 0.0,
 }
 
-_SMALL: Mapping[str, Any] = {
+_SMALL: Settings = {
     "model.encoder": "test_resnet",
     "model.width": 96,
     "clip.frames": 16,
@@ -53,8 +50,8 @@ _SMALL: Mapping[str, Any] = {
     "train.evaluate_every": 3,
 }
 
-_TINY_SPIKING: Mapping[str, Any] = {"widths": (8, 16), "width": 16}
-_SMALL_SPIKING: Mapping[str, Any] = {"widths": (16, 32, 64), "width": 96}
+_TINY_SPIKING: Settings = {"widths": (8, 16), "width": 16}
+_SMALL_SPIKING: Settings = {"widths": (16, 32, 64), "width": 96}
 
 _OWN_DESIGN = (
     "a design of our own: the project it follows (CNN-Mamba for action, anomaly and disease progression) published a "
@@ -62,13 +59,13 @@ _OWN_DESIGN = (
 )
 
 
-def _presets(**more: Any) -> dict[str, dict[str, Any]]:
+def _presets(**more: object) -> dict[str, Settings]:
     """The common presets, with settings of one model for ``tiny`` and ``small``."""
     own = {f"model.{key}": value for key, value in more.items()}
     return {"tiny": {**_TINY, **own}, "small": {**_SMALL, **own}, "full": {}}
 
 
-def _without_encoder(tiny: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _without_encoder(tiny: Settings, small: Settings) -> dict[str, Settings]:
     """The common presets for a model without a timm encoder."""
     found = {}
     for name, common, own in (("tiny", _TINY, tiny), ("small", _SMALL, small)):
@@ -81,7 +78,7 @@ def _without_encoder(tiny: Mapping[str, Any], small: Mapping[str, Any]) -> dict[
 def medvid_models() -> list[ModelSpec]:
     """CNN-Mamba, and what it is compared with."""
     network, config = "medvid_cnn_mamba.network", "medvid_cnn_mamba.config"
-    common: dict[str, Any] = {
+    common = {
         "clip": _CLIP,
         "recipe": _RECIPE,
         "importers": {"timm": "medvid_cnn_mamba.importer:import_timm"},
