@@ -145,7 +145,7 @@ def build_model(info: ModelInfo) -> nn.Module:
     config = build_section(spec.config, "model", info.config)
     try:
         module: nn.Module = resolve(spec.build)(config, info.outputs)
-    except ValueError as error:
+    except (ValueError, ArithmeticError, RuntimeError) as error:  # PyTorch's word for a negative or endless width
         raise ConfigError(f"Model {spec.name!r} cannot be built with these settings: {error}") from error
     module.medvid = info  # type: ignore[assignment]  # plain data on a module
     return module

@@ -247,6 +247,8 @@ def test_any_change_of_the_header_ends_in_words(whole, tmp_path, data):
         {"size": 3},
         {"config": {"channels": [4]}},
         {"config": {"chanels": [4, 8]}},
+        {"config": {"channels": [-4, 8]}},
+        {"config": {"channels": [2**40, 8]}},
         {"config": None},
         {"name": None},
         {"name": "medvid-core/absent"},
