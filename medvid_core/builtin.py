@@ -123,6 +123,7 @@ def medvid_datasets() -> list[DatasetSpec]:
             name="manifest",
             tasks=TASKS,
             can_read=f"{module}.manifest:can_read",
+            hint=f"{module}.manifest:hint",
             index=f"{module}.manifest:index",
             config=f"{module}.manifest:ManifestConfig",
             card=Card(
@@ -153,6 +154,9 @@ def medvid_datasets() -> list[DatasetSpec]:
                 "clip.stride": 2,
                 "clip.size": (112, 112),
                 "clip.padding": "zero",
+                # over 128 random clips, in the authors' published runs; grey in all three channels
+                "clip.mean": (0.1294,),
+                "clip.std": (0.1966,),
                 "augment.pad": 12,
             },
             card=Card(
@@ -174,6 +178,21 @@ def medvid_datasets() -> list[DatasetSpec]:
                 paper="Yang et al., GraphEcho, ICCV 2023",
                 upstream="https://github.com/xmed-lab/GraphEcho",
                 code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="camus",
+            tasks=("segmentation", "regression"),
+            can_read=f"{module}.camus:can_read",
+            index=f"{module}.camus:index",
+            config=f"{module}.camus:CAMUSConfig",
+            card=Card(
+                summary="CAMUS: patient*/patient*_{2CH,4CH}_half_sequence.nii.gz with _gt masks and Info_*.cfg.",
+                paper="Leclerc et al., Deep Learning for Segmentation Using an Open Large-Scale Dataset in 2D "
+                "Echocardiography, IEEE TMI 2019",
+                upstream="https://www.creatis.insa-lyon.fr/Challenge/camus",
+                code_license="Apache-2.0",
+                data_license="CC BY-NC-SA 4.0",
             ),
         ),
     ]
@@ -235,7 +254,7 @@ def medvid_losses() -> list[LossSpec]:
 
 @hookimpl
 def medvid_metrics() -> list[MetricSpec]:
-    """Overlap of masks, and what is usual for every other task."""
+    """Overlap and outlines of masks, what follows from those of the heart, and what is usual for every other task."""
     module = "medvid_core.metrics.segmentation"
     overlap = {
         "dice": ("Dice", "Dice similarity coefficient."),
@@ -258,12 +277,42 @@ def medvid_metrics() -> list[MetricSpec]:
         higher_is_better=False,
         card=Card(summary="Mean absolute difference of probability, or number, and annotation.", code_license=_LICENSE),
     )
-    return [*specs, mae, *(_case_metric(*row) for row in _CASE_METRICS)]
+    return [*specs, mae, *(_metric(*row) for row in (*_MASK_METRICS, *_CASE_METRICS))]
 
 
 _RANKED = ("classification", "multilabel")
 _DECIDED = (*_RANKED, "ordinal")
 _NUMBERS, _GRADES, _FRAMES, _ANOMALY = ("regression",), ("ordinal",), ("frame_classification",), ("anomaly",)
+
+_MASK_METRICS = (
+    ("hausdorff", _DENSE_TASKS, "surface:Hausdorff", "Hausdorff distance of outlines, the maximum.", False, "mm"),
+    ("hd95", _DENSE_TASKS, "surface:Hausdorff95", "95th percentile Hausdorff distance.", False, "mm"),
+    ("asd", _DENSE_TASKS, "surface:AverageSurfaceDistance", "Mean distance, prediction to annotation.", False, "mm"),
+    ("assd", _DENSE_TASKS, "surface:AverageSymmetricSurfaceDistance", "Mean distance, both directions.", False, "mm"),
+    (
+        "ejection-fraction",
+        _DENSE_TASKS,
+        "ejection_fraction:EjectionFraction",
+        "EF from masks by summation of discs, one plane and two: error, bias, limits of agreement.",
+        False,
+        "percentage points",
+    ),
+    (
+        "ejection-fraction-area-length",
+        _DENSE_TASKS,
+        "ejection_fraction:AreaLengthEjectionFraction",
+        "EF from masks by area and length: error, bias, limits of agreement.",
+        False,
+        "percentage points",
+    ),
+    (
+        "temporal-consistency",
+        _DENSE_TASKS,
+        "temporal:TemporalConsistency",
+        "How far the predicted ventricle jumps from frame to frame; lower is smoother.",
+        False,
+    ),
+)
 
 _CASE_METRICS = (
     ("accuracy", _DECIDED, "classification:Accuracy", "Share of the cases whose class is right."),
@@ -293,7 +342,7 @@ _CASE_METRICS = (
 )
 
 
-def _case_metric(
+def _metric(
     name: str, tasks: tuple[str, ...], build: str, summary: str, higher_is_better: bool = True, unit: str = ""
 ) -> MetricSpec:
     return MetricSpec(

@@ -1,16 +1,17 @@
 """The run configuration: typed dataclasses are the one truth, YAML files and ``key=value`` are views of them.
 
-Precedence, lowest first: core defaults, the model's clip and recipe, preset, data set, ``--config file.yaml``,
-``key=value``. Each value remembers which of these it came from. Nothing in a configuration is ever executed:
-a value that contains ``${`` is refused.
+Precedence, lowest first: core defaults, the model's clip and recipe, preset, data set, the preset's size of clips,
+``--config file.yaml``, ``key=value``. Each value remembers which of these it came from. Nothing in a configuration is
+ever executed: a value that contains ``${`` is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medvid_core.errors import ConfigError, did_you_mean
-from medvid_core.plugins import Registry, normalise
+from medvid_core.plugins import Problem, Registry, normalise
 from medvid_core.specs import DatasetSpec, LossSpec, ModelSpec, Settings, resolve
 
 DEFAULT_DATASET = "echo-phantom"
@@ -53,6 +54,9 @@ class ClipConfig:
         overlap: frames that neighbouring windows share in evaluation and prediction; they are blended.
         padding: what fills a clip where the video is too short: ``repeat`` its nearest frame, or ``zero``, the grey
             that normalisation makes 0.
+        mean: mean subtracted from pictures scaled to [0, 1], one number or one a channel; empty: the model's own, or
+            that of the weights it starts from.
+        std: the standard deviation they are divided by then, likewise.
     """
 
     frames: int = 5
@@ -62,8 +66,12 @@ class ClipConfig:
     per_case: int = 1
     overlap: int = 0
     padding: str = "repeat"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        _require(len(self.mean) == len(self.std), "clip.mean", self.mean, "as many numbers as clip.std")
+        _require(all(value > 0 for value in self.std), "clip.std", self.std, "above 0")
         _require(self.frames >= 1, "clip.frames", self.frames, "at least 1")
         _require(len(self.size) == 2 and min(self.size) >= 1, "clip.size", self.size, "two positive integers")
         _require(self.stride >= 1, "clip.stride", self.stride, "at least 1")
@@ -140,20 +148,30 @@ class OptimizerConfig:
     Attributes:
         name: ``adam`` or ``adamw``.
         lr: learning rate at the start of the schedule.
+        lr_scale: factors of the learning rate, by parameter name: ``{frames.encoder: 0.1}`` is for all parameters whose
+            names begin so, ``{"*.bias": 2}`` for all that end so. Where several fit, the longest counts.
         weight_decay: L2 penalty (adam) or decoupled decay (adamw).
+        decay: what decays: ``all`` parameters, or only ``weights``, those of two or more dimensions: neither biases
+            and norms nor what a layer exempts, as the scan's A.
         betas: decay rates of the running averages.
         clip_norm: largest gradient norm; larger ones are scaled down. 0: no clipping.
     """
 
     name: str = "adamw"
     lr: float = 1e-4
+    lr_scale: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.01
+    decay: str = "all"
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
         _require_choice("optimizer.name", self.name, ("adam", "adamw"))
         _require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "above 0")
+        factors = self.lr_scale.values()  # not checked to be numbers yet: a nested mapping comes through
+        numbers = all(isinstance(factor, int | float) and 0 < factor < math.inf for factor in factors)
+        _require(numbers, "optimizer.lr_scale", self.lr_scale, "names of parameters with factors above 0")
+        _require_choice("optimizer.decay", self.decay, ("all", "weights"))
         _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "from 0 to below 1")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         _require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 or more")
@@ -166,12 +184,14 @@ class ScheduleConfig:
     Attributes:
         name: ``cosine`` (half a cosine from ``optimizer.lr`` to ``final_lr``) or ``constant``.
         final_lr: learning rate at the end of ``cosine``.
-        warmup_steps: steps over which the rate rises linearly from 0.
+        warmup: fraction of all steps over which the rate rises linearly from 0.
+        warmup_steps: the same in steps; only one of the two may be above 0.
         unit: ``step`` changes the rate at every step; ``epoch`` holds it for a whole epoch.
     """
 
     name: str = "cosine"
     final_lr: float = 1e-6
+    warmup: float = 0.0
     warmup_steps: int = 0
     unit: str = "step"
 
@@ -179,7 +199,13 @@ class ScheduleConfig:
         _require_choice("schedule.name", self.name, ("cosine", "constant"))
         _require_choice("schedule.unit", self.unit, ("step", "epoch"))
         _require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "0 or more")
+        _require(0 <= self.warmup < 1, "schedule.warmup", self.warmup, "from 0 to below 1")
         _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "0 or more")
+        if self.warmup and self.warmup_steps:
+            raise ConfigError(
+                f"schedule.warmup={self.warmup:g} and schedule.warmup_steps={self.warmup_steps} both say how long the "
+                "rate rises. Set one of them to 0."
+            )
 
 
 @dataclass
@@ -231,14 +257,18 @@ class EvaluateConfig:
         at: ``source`` scores in the pixels of the original video, ``model`` in those the model sees.
         batch_size: windows of one case computed together.
         overlays: number of best and of worst cases shown in the report.
+        prompt: for models that take prompts, what points at each class in a case's first annotated frame: ``point``,
+            ``box``, ``mask``, or ``none``. That frame is not scored.
     """
 
     at: str = "source"
     batch_size: int = 4
     overlays: int = 2
+    prompt: str = "none"
 
     def __post_init__(self) -> None:
         _require_choice("evaluate.at", self.at, ("source", "model"))
+        _require_choice("evaluate.prompt", self.prompt, ("none", "point", "box", "mask"))
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "at least 1")
         _require(self.overlays >= 0, "evaluate.overlays", self.overlays, "0 or more")
 
@@ -330,6 +360,8 @@ def _yaml(value: Any) -> str:
     """A value as the command line takes it back."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_yaml, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_yaml(item)}' for key, item in value.items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -340,11 +372,15 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+MAPPINGS = ("optimizer.lr_scale",)
+"""Keys whose value is a mapping, set as a whole: what it maps are no keys of the configuration."""
+
+
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``; the values of `MAPPINGS` stay whole."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in MAPPINGS:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
@@ -430,7 +466,7 @@ def _build(config_class: type[C], section: str, values: Mapping[str, tuple[Any, 
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: {reason}.") from error
         plain = typing.cast("dict[str, Any]", OmegaConf.to_container(node))[key]
-        numbers = plain if isinstance(plain, list) else [plain]
+        numbers = plain if isinstance(plain, list) else plain.values() if isinstance(plain, dict) else [plain]
         if any(isinstance(number, float) and math.isnan(number) for number in numbers):
             raise ConfigError(f"{section}.{key}={value!r} ({origin}) cannot be used: it is not a number.")
         arguments[key] = tuple(plain) if isinstance(plain, list) and typing.get_origin(types[key]) is tuple else plain
@@ -520,26 +556,37 @@ def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
             f"--data {root}: there is no such folder or file, and no data set of that name."
             f"{did_you_mean(str(root), names)} Data sets by name: {', '.join(names)}."
         )
-    able, failed = [], []
-    for entry in registry.provided["dataset"]:
-        spec = entry.spec
-        assert isinstance(spec, DatasetSpec)
-        try:
-            if spec.can_read and resolve(spec.can_read)(root):
-                able.append(spec)
-        except (Exception, SystemExit) as error:  # costs the plugin that raised it, not everyone's --data
-            failed.append(registry.note_problem(entry.distribution, "can_read", error))
+    failed: list[Problem] = []
+    able = [spec for spec, can_read in _asked(registry, root, "can_read", failed) if can_read]
     if len(able) == 1:
         return able[0]
     readable = ", ".join(spec.name for spec in registry.specs(DatasetSpec) if spec.can_read)
     if not able:
+        hints = [str(hint) for _, hint in _asked(registry, root, "hint", failed) if hint]
         what = "The folder is empty" if root.is_dir() and not any(root.iterdir()) else "No data set knows its layout"
-        raise ConfigError(
+        lines = (
             f"--data {root} cannot be used. {what}. Layouts that are read: {readable} "
-            "(medvid-run plugins list describes them)." + "".join(f"\n{problem}" for problem in failed)
+            "(medvid-run plugins list describes them).",
+            *hints,
+            *map(str, failed),
         )
+        raise ConfigError("\n".join(lines))
     several = ", ".join(spec.name for spec in able)
     raise ConfigError(f"--data {root} can be read as {several}. Say which: dataset={able[0].name}.")
+
+
+def _asked(registry: Registry, root: Path, what: str, failed: list[Problem]) -> Iterator[tuple[DatasetSpec, object]]:
+    """Yield what each data set answers to ``can_read`` or ``hint`` of a path; note in ``failed`` those that raise."""
+    for entry in registry.provided["dataset"]:
+        spec = entry.spec
+        assert isinstance(spec, DatasetSpec)
+        reference = getattr(spec, what)
+        try:
+            answer = resolve(reference)(root) if reference else None
+        except (Exception, SystemExit) as error:  # costs the plugin that raised it, not everyone's --data
+            failed.append(registry.note_problem(entry.distribution, what, error))
+        else:
+            yield spec, answer
 
 
 def _choose_dataset(registry: Registry, data: str | None, user: _Layers, embedded: str) -> tuple[DatasetSpec, str]:
@@ -610,11 +657,14 @@ def compose(
     layers.add(TOP_LEVEL, "default")
     layers.add({"clip.frames": model_spec.clip.frames, "clip.size": model_spec.clip.size}, f"model {model_spec.name}")
     layers.add(_with_names(model_spec.recipe), f"recipe of {model_spec.name}")
-    layers.add(_with_names(preset_settings(model_spec, str(preset))), f"preset {preset}")
+    of_preset = _with_names(preset_settings(model_spec, str(preset)))
+    layers.add(of_preset, f"preset {preset}")
     if registry.find("dataset", embedded).spec is not dataset_spec:
         # what they say of the embedded one is not for others
         layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("dataset.")}
     layers.add(_with_names(dataset_spec.defaults), f"data set {dataset_spec.name}")
+    # a preset sizes network and clips together: laid under a data set's clips, it would be neither small nor full
+    layers.add({key: of_preset[key] for key in ("clip.frames", "clip.size") if key in of_preset}, f"preset {preset}")
     loss_of_recipe = layers.get("loss.name")
     loss_name = user.get("loss.name") or loss_of_recipe or "dice-ce"
     loss_spec = registry.find("loss", str(loss_name)).spec

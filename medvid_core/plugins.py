@@ -41,7 +41,7 @@ class Problem:
 
     Attributes:
         distribution: the installed distribution the plugin belongs to.
-        stage: ``import``, ``api``, ``register``, ``hooks``, the name of a provider hook, or ``can_read``.
+        stage: ``import``, ``api``, ``register``, ``hooks``, the name of a provider hook, ``can_read`` or ``hint``.
         cause: the error in one line.
     """
 

@@ -26,6 +26,9 @@ TASKS = (
     "anomaly",
 )
 
+FRAME_TASKS = ("frame_classification", "anomaly")
+"""Tasks beside segmentation that have a value for every frame; all others have one for the clip."""
+
 Settings = Mapping[str, Any]
 """Dotted configuration keys and their values, e.g. ``{"optimizer.lr": 1e-4}``."""
 
@@ -123,7 +126,8 @@ class ModelSpec:
         name: what the user types, e.g. ``vivim``.
         tasks: the tasks it can be built for.
         build: ``(config, outputs: tuple[OutputSpec, ...]) -> nn.Module``; works on the meta device. The module maps
-            a batch (dict) to a dict of output tensors keyed by ``OutputSpec.name``.
+            a batch (dict) to a dict of output tensors keyed by ``OutputSpec.name``. Where its anomaly score is an
+            error that it learns to make small on normal videos, its attribute ``scores_error`` is true.
         config: torch-free dataclass, every field with a default.
         presets: named partial settings; ``tiny`` (tests), ``small`` (the embedded default) and ``full``.
         clip: the input the model is made for.
@@ -131,7 +135,12 @@ class ModelSpec:
         importers: source name to ``(state: dict[str, Tensor], model) -> ImportReport``.
         upstream_config: ``(mapping of upstream constructor arguments) -> config``.
         trainable: named choices of parameter-name prefixes that are trained; the rest is frozen.
+        keep_fp32: glob patterns of parameters that suffer in half precision. Core casts none: ``train.precision`` is
+            autocast, under which all stay float32. For tools that do cast them.
+        shard_units: class names of the modules that FSDP should shard as a whole. Core does not shard yet.
         unused_parameters: glob patterns of parameters that receive no gradient.
+        streaming: whether the module has ``initial_state(batch)`` and ``step(frames, state) -> outputs, state``.
+        prompts: whether it takes prompts: points, boxes, masks.
     """
 
     name: str
@@ -158,6 +167,8 @@ class DatasetSpec:
 
     Attributes:
         can_read: ``(root: Path) -> bool``, looking at file names only. Empty for data sets without a folder.
+        hint: ``(root: Path) -> str``: what to do with a folder that no data set reads and that is nearly of this
+            layout; empty text for any other.
         index: ``(root: Path | None, config) -> Index``; opens as few files as it can.
         config: torch-free dataclass, every field with a default.
         defaults: settings this data set suggests, by dotted key.
@@ -168,6 +179,7 @@ class DatasetSpec:
     index: str
     config: str
     can_read: str = ""
+    hint: str = ""
     defaults: Settings = field(default_factory=dict)
     card: Card = Card()
 

@@ -7,7 +7,7 @@ import fnmatch
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,27 @@ _Names = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 """What PyTorch takes as names that a pickled file may use."""
 
 
+class _Unread:
+    """Takes the place of a NumPy number and its type: nothing is made of them, as only tensors are wanted."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_NUMPY: _Names = [
+    (_Unread, name) for name in ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
+]
+"""Names by which numbers of NumPy 2 and 1 are pickled, such as the loss so far that training scripts keep."""
+
+
 def read_state(path: Path | str, allowed: Sequence[type] = ()) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from a pickled ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file.
 
     Pickled files are read with ``weights_only=True``: a file that asks for anything but tensors and plain containers
-    is refused, and nothing it holds is executed. For ``.ckpt`` one name more is allowed, ``argparse.Namespace``, a
-    plain holder of options that Lightning scripts store beside the weights.
+    is refused, and nothing it holds is executed. Single numbers of NumPy beside the weights are passed over. For
+    ``.ckpt`` one name more is allowed, ``argparse.Namespace``, a plain holder of options that Lightning scripts store
+    beside the weights.
 
     Args:
         path: the file.
@@ -52,7 +67,7 @@ def read_state(path: Path | str, allowed: Sequence[type] = ()) -> dict[str, Tens
         raise CheckpointError(
             f"{path} is not a weights file medvid reads; it reads .safetensors and {', '.join(PICKLED)}."
         )
-    names: _Names = list(allowed)
+    names: _Names = [*allowed, *_NUMPY]
     names += [argparse.Namespace] if path.suffix == ".ckpt" else []
     return _state_dict(_read_pickled(path, names), path)
 
@@ -207,6 +222,21 @@ def load_strictly(
     report.check(hint)
     model.load_state_dict({name: state[name] for name in common}, strict=False)
     return report
+
+
+def normalised_as(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Note on a model the normalisation that its weights were trained with, where nobody asked for another.
+
+    Args:
+        model: one made by `medvid_core.create_model` or in training; others have no input described, and stay so.
+        mean: of each channel, of pictures scaled to [0, 1].
+        std: likewise.
+    """
+    from medvid_core.models import ModelInfo, model_spec
+
+    info = getattr(model, "medvid", None)
+    if isinstance(info, ModelInfo) and info.clip == model_spec(info.name).clip:
+        model.medvid = replace(info, clip=replace(info.clip, mean=mean, std=std))  # type: ignore[assignment]
 
 
 def _reason(key: str, dead: Mapping[str, str]) -> str:

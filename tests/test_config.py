@@ -47,8 +47,8 @@ def layered() -> Registry:
                 tasks=("segmentation",),
                 build="unused:unused",
                 config="medvid_core.networks.config:UNetConfig",
-                recipe={**settings, "clip.stride": 11, "loss": "dice", "loss.smooth": 0.5},
-                presets={"small": {"train.batch_size": 22, "clip.per_case": 22}, "full": {}},
+                recipe={**settings, "clip.sampling": "dense", "loss": "dice", "loss.smooth": 0.5},
+                presets={"small": {"train.batch_size": 22, "train.ema": 0.22, "clip.per_case": 22}, "full": {}},
             ),
         )
     )
@@ -61,7 +61,7 @@ def layered() -> Registry:
                 tasks=("segmentation",),
                 index="unused:unused",
                 config="medvid_core.data.phantoms.echo:EchoPhantomConfig",
-                defaults={"train.epochs": 33, "clip.per_case": 33, "augment.noise": 0.33},
+                defaults={"train.epochs": 33, "train.batch_size": 33, "clip.per_case": 33, "clip.stride": 33},
             ),
         )
     )
@@ -69,7 +69,7 @@ def layered() -> Registry:
 
 
 def test_later_layers_win_and_each_value_knows_its_origin(layered, tmp_path):
-    """core < clip and recipe of the model < preset < data set < file < command line."""
+    """core < clip and recipe of the model < preset < data set < the preset's clips < file < command line."""
     file = tmp_path / "mine.yaml"
     file.write_text("optimizer: {lr: 0.44}\naugment: {noise: 0.44}\npreset: small\n")
     overrides = ["augment.noise=0.55"]
@@ -77,16 +77,55 @@ def test_later_layers_win_and_each_value_knows_its_origin(layered, tmp_path):
     config, origins = result.config, result.origins
     assert (config.train.patience, origins["train.patience"]) == (0, "default")
     assert (config.clip.size, origins["clip.size"]) == ((256, 256), "model layered")
-    assert (config.clip.stride, origins["clip.stride"]) == (11, "recipe of layered")
-    assert (config.train.batch_size, origins["train.batch_size"]) == (22, "preset small")
-    assert (config.clip.per_case, origins["clip.per_case"]) == (33, "data set suggesting")
+    assert (config.clip.sampling, origins["clip.sampling"]) == ("dense", "recipe of layered")
+    assert (config.train.ema, origins["train.ema"]) == (0.22, "preset small")
     assert (config.train.epochs, origins["train.epochs"]) == (33, "data set suggesting")
+    assert (config.train.batch_size, origins["train.batch_size"]) == (33, "data set suggesting")
+    assert (config.clip.stride, origins["clip.stride"]) == (33, "data set suggesting")
+    assert (config.clip.per_case, origins["clip.per_case"]) == (22, "preset small")
     assert (config.optimizer.lr, origins["optimizer.lr"]) == (0.44, str(file))
     assert (config.augment.noise, origins["augment.noise"]) == (0.55, "command line")
     assert origins["preset"] == str(file)
     assert origins["model.name"] == "--model"
     assert origins["dataset.name"] == "--data"
     assert set(origins) == set(flatten(config.to_dict()))
+
+
+@pytest.mark.parametrize(("preset", "size"), [("tiny", (4, (32, 32))), ("full", (32, (112, 112)))])
+def test_a_preset_keeps_its_clips_whatever_the_data_set_suggests(tmp_path, preset, size):
+    """EchoNet-Dynamic suggests 32 frames of 112: not to who asks for tiny; all else it suggests holds."""
+    (tmp_path / "FileList.csv").touch()
+    (tmp_path / "Videos").mkdir()
+    config = composed(f"preset={preset}", model="cnn-mamba", data=str(tmp_path)).config
+    assert config.dataset.name == "echonet-dynamic"
+    assert (config.clip.frames, config.clip.size) == size
+    assert (config.clip.stride, config.clip.padding, config.augment.pad) == (2, "zero", 12)
+    mine = composed(f"preset={preset}", "clip.frames=7", model="cnn-mamba", data=str(tmp_path)).config
+    assert (mine.clip.frames, mine.clip.size) == (7, size[1])
+
+
+def test_factors_of_the_learning_rate_are_one_setting(tmp_path):
+    """Names hold dots, and are no keys: the mapping is set as a whole, shown as it is typed, and read back."""
+    word = 'optimizer.lr_scale={frames.encoder: 0.5, "*.bias": 2}'
+    result = composed(word)
+    assert result.config.optimizer.lr_scale == {"frames.encoder": 0.5, "*.bias": 2.0}
+    assert result.origins["optimizer.lr_scale"] == "command line"
+    line = next(line for line in result.explain().splitlines() if "lr_scale" in line).partition("#")[0].strip()
+    assert line == 'optimizer.lr_scale={"frames.encoder": 0.5, "*.bias": 2.0}'
+    assert composed(line).config == result.config
+    file = tmp_path / "config.yaml"
+    file.write_text(result.config.to_yaml())
+    assert composed(file=file).config == result.config
+    other = composed("optimizer={lr: 1e-3, lr_scale: {heads: 3}}", file=file).config.optimizer
+    assert (other.lr, other.lr_scale) == (1e-3, {"heads": 3.0})
+    assert composed("optimizer.lr_scale={}", file=file).config.optimizer.lr_scale == {}
+    assert "Did you mean 'optimizer.lr_scale'?" in refusal("optimizer.lr_scale.heads=3")
+
+
+def test_two_lengths_of_the_warm_up_are_refused():
+    assert refusal("schedule.warmup=0.1", "schedule.warmup_steps=5") == (
+        "schedule.warmup=0.1 and schedule.warmup_steps=5 both say how long the rate rises. Set one of them to 0."
+    )
 
 
 def test_loss_settings_of_the_recipe_belong_to_the_loss_of_the_recipe(layered):
@@ -163,6 +202,18 @@ def test_data_that_cannot_be_used_is_refused_with_what_can(tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "notes.docx").write_bytes(b"")
     assert "No data set knows its layout." in refusal(data=str(tmp_path / "odd"))
+    (tmp_path / "odd" / "labels.csv").write_text("FileName;class\na.avi;1\n")
+    assert refusal(data=str(tmp_path / "odd")).splitlines()[1:] == [
+        f"If labels.csv in it lists the clips, call it manifest.csv or give --data {tmp_path / 'odd' / 'labels.csv'}. "
+        "It needs a column file, and mask, label, frame_labels, anomaly or numbers (dataset.targets); it has FileName, "
+        "class."
+    ]
+    for content in (b"site;colour\n", b"", b"\xff\xfe"):  # of other things, empty, no table
+        (tmp_path / "odd" / "labels.csv").write_bytes(content)
+        assert len(refusal(data=str(tmp_path / "odd")).splitlines()) == 1
+    for name in ("labels.csv", "more.CSV"):  # which of the two?
+        (tmp_path / "odd" / name).write_text("file,label\n")
+    assert len(refusal(data=str(tmp_path / "odd")).splitlines()) == 1
     for empty in ("", " "):
         assert refusal(data=empty) == (
             "--data is empty. Name a data set, or a folder or file of your own; or leave it out."
@@ -187,7 +238,8 @@ def test_unknown_keys_are_refused_with_the_close_one(tmp_path):
     text = refusal("optimizer.lrr=1")
     assert text == (
         "Unknown key 'optimizer.lrr' (value 1, command line). Did you mean 'optimizer.lr'? Known here: "
-        "optimizer.betas, optimizer.clip_norm, optimizer.lr, optimizer.name, optimizer.weight_decay."
+        "optimizer.betas, optimizer.clip_norm, optimizer.decay, optimizer.lr, optimizer.lr_scale, optimizer.name, "
+        "optimizer.weight_decay."
     )
     file = tmp_path / "mine.yaml"
     file.write_text("train:\n  epoch: 3\n")
@@ -215,6 +267,9 @@ def test_unknown_keys_are_refused_with_the_close_one(tmp_path):
         ("clip.size=[96,96,3]", "clip.size=[96, 96, 3] (command line) cannot be used: "),
         ("optimizer.lr=[1]", "optimizer.lr=[1] (command line) cannot be used: "),
         ("optimizer.lr=???", "optimizer.lr='???' (command line) cannot be used: write the value itself."),
+        ("optimizer.lr_scale=3", "optimizer.lr_scale=3 (command line) cannot be used: "),
+        ("optimizer.lr_scale={a: x}", "optimizer.lr_scale={'a': 'x'} (command line) cannot be used: "),
+        ("optimizer.lr_scale={a: .nan}", "optimizer.lr_scale={'a': nan} (command line) cannot be used: "),
         ("model.channels=3", "model.channels=3 (command line) cannot be used: "),
         ("seed=one", "seed='one' (command line) cannot be used: it must be an integer."),
         ("seed=true", "seed=True (command line) cannot be used: it must be an integer."),
@@ -251,6 +306,19 @@ def test_values_of_the_wrong_type_are_named_with_key_and_origin(word, text):
         ("loss.smooth=nan", "loss.smooth='nan' (command line) cannot be used: it is not a number."),
         ("optimizer.lr=.inf", "optimizer.lr=inf cannot be used: it must be above 0."),
         ("optimizer.betas=[0.9,1]", "optimizer.betas=(0.9, 1.0) cannot be used: it must be from 0 to below 1."),
+        (
+            "optimizer.lr_scale={a: 0}",
+            "optimizer.lr_scale={'a': 0.0} cannot be used: it must be names of parameters with factors above 0.",
+        ),
+        (
+            "optimizer.lr_scale={a: {b: 1}}",
+            "optimizer.lr_scale={'a': {'b': 1}} cannot be used: it must be names of parameters with factors above 0.",
+        ),
+        (
+            "optimizer.decay=weight",
+            "optimizer.decay='weight' cannot be used: it must be one of all, weights. Did you mean 'weights'?",
+        ),
+        ("schedule.warmup=1", "schedule.warmup=1.0 cannot be used: it must be from 0 to below 1."),
         ("train.batch_size=0", "train.batch_size=0 cannot be used: it must be at least 1."),
         ("train.max_steps=0", "train.max_steps=0 cannot be used: it must be at least 1."),
         ("train.ema=1", "train.ema=1.0 cannot be used: it must be from 0 to below 1."),
@@ -355,9 +423,7 @@ def test_config_yaml_reads_back_equal(tmp_path):
     again = compose(registry(), None, None, [], file)
     assert again.config == first
     assert set(again.origins.values()) == {str(file)}
-    assert read_config_file(file) == {
-        key: value for key, value in flatten(first.to_dict()).items() if not isinstance(value, dict)
-    }
+    assert read_config_file(file) == flatten(first.to_dict())
 
 
 def test_config_of_one_data_set_serves_another(tmp_path, vtus):
@@ -462,3 +528,16 @@ def test_a_broken_can_read_costs_its_plugin_alone(layered, vtus, tmp_path, refer
     with pytest.raises(ConfigError) as info:
         compose(layered, "unet", str(tmp_path / "odd"))
     assert str(info.value).splitlines()[1].startswith(f"Plugin acme failed at stage 'can_read': {cause}")
+
+
+def test_a_broken_hint_costs_its_plugin_alone(layered, tmp_path):
+    """The folder is refused as ever, with what the others have to say."""
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    entry = next(entry for entry in layered.provided["dataset"] if entry.spec.name == "vtus")
+    broken = dataclasses.replace(entry.spec, name="broken", hint="sys:exit")
+    layered.provided["dataset"].insert(0, Provided("acme", "1", broken))
+    with pytest.raises(ConfigError) as info:
+        compose(layered, "unet", str(tmp_path))
+    _, hint, problem = str(info.value).splitlines()
+    assert hint.startswith("If labels.csv in it lists the clips, call it manifest.csv or give --data ")
+    assert problem.startswith("Plugin acme failed at stage 'hint': SystemExit")

@@ -8,6 +8,7 @@ Writes comparison.md, .tex, .csv, .json and .html to DIR.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from medvid_core import plugins
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs, settings = _sorted_out(arguments.settings)
     models = [name for name in (arguments.models or "").split(",") if name]
     _check(arguments, models, runs, settings)
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # now, before all work is our own
     from medvid_core.engine.compare import compare
     from medvid_core.engine.cost import CostSettings
     from medvid_core.engine.progress import Progress
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not front.is_main_process:
         return
     cost = None if arguments.no_cost else CostSettings()
-    compare(runs, arguments.out, cost, front.device, arguments.resamples, progress.say)
+    compare(runs, arguments.out, cost, front.device, arguments.resamples, progress.say, load_average)
     print((arguments.out / "comparison.md").read_text("utf-8"))
     progress.say(f"wrote    {arguments.out / 'comparison.html'}")
 

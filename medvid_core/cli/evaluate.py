@@ -16,6 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which cases (default: test for the data of the run, or data that say which cases are for testing; "
         "else all)",
     )
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="also show the result by the values of a column: metadata such as vendor, or view, split, group, stratum; "
+        "may be given several times",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: beside the model)")
     parser.add_argument(
         "settings",
@@ -29,4 +37,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out ``evaluate``."""
     from medvid_core.engine.evaluate import evaluate
 
-    evaluate(arguments.run_or_file, arguments.data, arguments.split, arguments.out, arguments.settings)
+    evaluate(arguments.run_or_file, arguments.data, arguments.split, arguments.out, arguments.settings, by=arguments.by)

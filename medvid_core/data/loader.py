@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,15 +145,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with every tensor on ``device``."""
-    return {
-        key: value.to(device, non_blocking=True)
-        if isinstance(value, Tensor)
-        else to_device(value, device)
-        if isinstance(value, dict)
-        else value
-        for key, value in batch.items()
-    }
+    """Return the batch with every tensor on ``device``, however deep."""
+    return {key: _moved(value, device) for key, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return to_device(value, device)
+    return [_moved(item, device) for item in value] if isinstance(value, list) else value
 
 
 class TrainingClips(Dataset[Sample]):

@@ -12,6 +12,10 @@ from medvid_core.data.clip import Case
 from medvid_core.errors import DataError
 
 PARTS = ("train", "val", "test")
+STRADDLING = (
+    "clips of one patient are on both sides of the split (split.group=none): the result says nothing of other patients"
+)
+"""What a reader of a result must know where `straddles`."""
 
 Splits = dict[str, list[Case]]
 
@@ -21,14 +25,17 @@ def split_cases(cases: Sequence[Case], config: SplitConfig, training: bool = Tru
 
     A data set that fixes the parts is obeyed; if it fixes no validation part, one is taken out of the training
     groups. Otherwise the groups are shuffled by ``config.seed`` and divided by the fractions. Without ``training``
-    no case need be left to train on: a folder of test cases alone can be scored.
+    no case need be left to train on: a folder of test cases alone can be scored. With ``config.group="none"`` every
+    case is divided as a group of its own; it still says whose it is.
 
     Raises:
         DataError: a group in two parts, an unknown part, some cases with a part and some without, or no
             training case.
     """
     if config.group == "none":
-        cases = [replace(case, group_id=case.case_id) for case in cases]
+        alone = [replace(case, group_id=case.case_id) for case in cases]
+        divided = split_cases(alone, replace(config, group="patient"), training)
+        return recorded_splits(cases, {part: [case.case_id for case in members] for part, members in divided.items()})
     fixed = [case.split is not None for case in cases]
     if any(fixed) and not all(fixed):
         example = next(case.case_id for case in cases if case.split is None)
@@ -63,6 +70,12 @@ def recorded_splits(cases: Sequence[Case], recorded: Mapping[str, Sequence[str]]
     """
     by_id = {case.case_id: case for case in cases}
     return {part: [by_id[name] for name in recorded.get(part, ()) if name in by_id] for part in PARTS}
+
+
+def straddles(splits: Splits) -> bool:
+    """Whether a patient stands in two parts, as ``split.group=none`` allows."""
+    groups = [{case.group_id for case in cases} for cases in splits.values()]
+    return len(set().union(*groups)) < sum(map(len, groups))
 
 
 def _take(splits: Splits, part: str, fraction: float, seed: int) -> None:

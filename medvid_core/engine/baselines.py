@@ -15,9 +15,7 @@ from medvid_core.data.clip import Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.readers import image_size
 from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase
-from medvid_core.specs import OutputSpec
-
-_FRAME_TASKS = ("frame_classification", "anomaly")
+from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 
 class Constant(nn.Module):
@@ -57,13 +55,13 @@ def constant_predictor(cases: Sequence[Case], outputs: Sequence[OutputSpec], cli
             values[output.name] = constant_mask(cases, output, clip)
         else:
             values[output.name] = _constant_value(cases, output)
-    frames = [output.name for output in outputs if output.task in ("segmentation", *_FRAME_TASKS)]
+    frames = [output.name for output in outputs if output.task in ("segmentation", *FRAME_TASKS)]
     return Constant(values, frames)
 
 
 def known_values(cases: Sequence[Case], output: OutputSpec) -> Floats:
     """Return what the cases know of an output, of whole cases [n,...], or of all their frames [n]."""
-    if output.task in _FRAME_TASKS:
+    if output.task in FRAME_TASKS:
         values = [np.asarray(case.frame_targets.get(output.name, ()), np.float64) for case in cases]
         frames: Floats = np.concatenate([np.empty(0), *values])
         frames = frames[~np.isnan(frames)]

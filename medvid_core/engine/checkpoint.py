@@ -130,6 +130,10 @@ def load_training(
             number, _, slot = name.partition("/")
             slots.setdefault(int(number), {})[slot] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        for parameter, state in optimizer.state.items():  # PyTorch takes whatever stands under a number
+            for slot, value in state.items():
+                if value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{slot} of shape {tuple(value.shape)} for weights {tuple(parameter.shape)}")
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this run's model and optimiser: {error}") from error
     state = header.get("state")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from medvid_core.data.splits import STRADDLING
 from medvid_core.engine.contrast import Difference, Metrics, Value, cases_of, correct, differences_of, values_of
 from medvid_core.engine.cost import Cost, CostSettings, measure_cost
 from medvid_core.engine.finished import FinishedRun, check_comparable, grouped, read_finished, read_scored
@@ -24,6 +25,9 @@ from medvid_core.metrics.statistics import RESAMPLES
 from medvid_core.plugins import registry
 
 __all__ = ["Comparison", "Difference", "Entry", "Value", "compare", "read_scored"]
+
+UNTRAINED = "untrained"
+"""The one trivial predictor that is another for every model."""
 
 Say = Callable[[str], None]
 
@@ -41,6 +45,7 @@ class Entry:
         seeds: their seeds.
         values: by name of metric.
         differences: from the first entry, by name of metric; empty of the first itself.
+        untrained: what its network reaches untrained, by name of metric, as the first of its runs says.
         cost: of the first of its runs; None where it was not measured.
     """
 
@@ -52,6 +57,7 @@ class Entry:
     seeds: tuple[int, ...]
     values: Mapping[str, Value]
     differences: Mapping[str, Difference] = field(default_factory=dict)
+    untrained: Mapping[str, float] = field(default_factory=dict)
     cost: Cost | None = None
 
 
@@ -63,7 +69,9 @@ class Comparison:
         entries: the models; the first is what the others are compared with.
         metrics: name → whether higher is better; the headline first, parts (``dice/lv``) after their metric.
         main: the names that are no parts.
-        constant: what the best constant prediction reaches on the same cases, where the runs say.
+        baselines: what the trivial predictors that look at no video reach on the same cases, as the first run says:
+            name → metric → value.
+        tasks: of the outputs.
         data: name, place, fingerprint and part of the data, number of cases and of patients.
         notes: what a reader should know.
         resamples: of bootstrap and permutations.
@@ -72,7 +80,8 @@ class Comparison:
     entries: tuple[Entry, ...]
     metrics: Mapping[str, bool]
     main: tuple[str, ...]
-    constant: Mapping[str, float]
+    baselines: Mapping[str, Mapping[str, float]]
+    tasks: tuple[str, ...]
     data: Mapping[str, Any]
     notes: tuple[str, ...]
     resamples: int
@@ -85,6 +94,7 @@ def compare(
     device: torch.device | None = None,
     resamples: int = RESAMPLES,
     say: Say = lambda line: None,
+    load_average: float | None = None,
 ) -> Comparison:
     """Compare finished runs and write the tables.
 
@@ -95,6 +105,7 @@ def compare(
         device: where to measure; None for the CPU.
         resamples: of bootstrap and permutations.
         say: shows a line of progress.
+        load_average: of the machine before anything of ours ran on it; None where unknown.
 
     Raises:
         DataError: a run has not finished, or the runs cannot be compared, which says in what they differ.
@@ -114,7 +125,8 @@ def compare(
         entries = []
         for entry, group in zip(found.entries, groups.values(), strict=True):
             say(f"measuring {entry.label} on {where}")
-            entries.append(dataclasses.replace(entry, cost=measure_cost(group[0].directory, where, cost)))
+            measured = measure_cost(group[0].directory, where, cost, load_average)
+            entries.append(dataclasses.replace(entry, cost=measured))
         found = dataclasses.replace(found, entries=tuple(entries))
     write_comparison(found, out)
     return found
@@ -130,11 +142,12 @@ def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Sa
     values, differences = {}, {}
     for label, mine in cases.items():
         say(f"resampling the test cases of {label}")
-        values[label] = values_of(mine, metrics, resamples)
-        differences[label] = {} if label == first else differences_of(mine, cases[first], metrics, resamples)
+        values[label] = values_of(mine, metrics, higher, resamples)
+        differences[label] = {} if label == first else differences_of(mine, cases[first], metrics, higher, resamples)
     names = _ordered(values[first], metrics)
     correct(differences, names)
-    constant = (runs[0].record.get("baselines") or {}).get("constant") or {}
+    baselines = _baselines(runs[0], names)
+    baselines.pop(UNTRAINED, None)
     entries = tuple(
         Entry(
             label=label,
@@ -145,6 +158,7 @@ def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Sa
             seeds=tuple(run.seed for run in group),
             values={name: values[label][name] for name in names if name in values[label]},
             differences={name: differences[label][name] for name in names if name in differences[label]},
+            untrained=_baselines(group[0], names).get(UNTRAINED, {}),
         )
         for label, group in groups.items()
     )
@@ -152,7 +166,8 @@ def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Sa
         entries=entries,
         metrics={name: higher.get(name.split("/")[0], True) for name in names},
         main=tuple(name for name in names if _is_whole(name, metrics)),
-        constant={name: constant[name] for name in names if constant.get(name) is not None},
+        baselines=baselines,
+        tasks=tuple(dict.fromkeys(output.task for output in runs[0].info.outputs)),
         data={
             "name": runs[0].data.get("name"),
             "fingerprint": runs[0].data.get("fingerprint"),
@@ -163,6 +178,15 @@ def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Sa
         notes=tuple(_notes(runs, metrics)),
         resamples=resamples,
     )
+
+
+def _baselines(run: FinishedRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return what a run's trivial predictors reach in these metrics, where that is defined."""
+    recorded: Mapping[str, Mapping[str, float | None]] = run.record.get("baselines") or {}
+    return {
+        baseline: {name: value for name in names if (value := values.get(name)) is not None}
+        for baseline, values in recorded.items()
+    }
 
 
 def _common_metrics(runs: Sequence[FinishedRun]) -> list[Metric | CaseMetric]:
@@ -202,6 +226,8 @@ def _notes(runs: Sequence[FinishedRun], metrics: Metrics) -> list[str]:
     part = runs[0].record.get("split")
     if part != "test":
         notes.append(f"There were no test cases: these are the {part} cases, and the results are too good.")
+    if any(STRADDLING in (run.record.get("notes") or ()) for run in runs):
+        notes.append(f"{STRADDLING[0].upper()}{STRADDLING[1:]}.")
     names = {metric.name for metric in metrics}
     if left_out := sorted({name for run in runs for name in _metrics_of(run)} - names):
         notes.append(f"Not every run has been scored with {', '.join(left_out)}: left out.")

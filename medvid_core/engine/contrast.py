@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from medvid_core.engine.finished import FinishedRun
 from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase
-from medvid_core.metrics.gather import nan_mean
+from medvid_core.metrics.gather import Drawn, nan_mean
 from medvid_core.metrics.permutation import PermutationTest, holm, sign_flip_test, swap_test
-from medvid_core.metrics.statistics import Interval, bootstrap, by_group, difference, mean_interval, paired
+from medvid_core.metrics.statistics import Interval, bootstrap, bounds_of, by_group, cut, mean_interval, paired
 
 Metrics = Sequence[Metric | CaseMetric]
 
@@ -110,29 +110,40 @@ def cases_of(group: Sequence[FinishedRun], metrics: Metrics) -> list[RunsCase]:
     ]
 
 
-def _of_run(metrics: Metrics, cases: Sequence[RunsCase], number: int) -> dict[str, float]:
-    """Return every metric of one run over cases."""
-    rows, scored = [case.rows[number] for case in cases], [case.scored[number] for case in cases]
-    known = [case for case in scored if case is not None]
-    found: dict[str, float] = {}
-    for metric in metrics:
-        found |= metric.summarise(rows) if isinstance(metric, Metric) else metric.summarise(known)
-    return found
+class _Summary:
+    """Every metric over the cases at some places, mean over the runs: the statistic that is resampled.
 
+    Places, not cases, are drawn, so that what is slow to gather is gathered once (`Drawn`).
+    """
 
-def _mean_over_runs(metrics: Metrics) -> Callable[[Sequence[RunsCase]], dict[str, float]]:
-    """Return the statistic of cases that is the mean over runs of every metric."""
+    def __init__(self, cases: Sequence[RunsCase], metrics: Metrics) -> None:
+        runs = range(len(cases[0].rows))
+        self.metrics = metrics
+        self.rows = [[case.rows[number] for case in cases] for number in runs]
+        # of all cases or, where masks alone are predicted, of none
+        self.scored = [Drawn([one for case in cases if (one := case.scored[number]) is not None]) for number in runs]
 
-    def of(cases: Sequence[RunsCase]) -> dict[str, float]:
-        runs = [_of_run(metrics, cases, number) for number in range(len(cases[0].rows))]
+    def __call__(self, places: Sequence[int]) -> dict[str, float]:
+        """Return the mean over the runs."""
+        runs = self.of_runs(places)
         return {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
 
-    return of
+    def of_runs(self, places: Sequence[int]) -> list[dict[str, float]]:
+        """Return every metric of each run."""
+        return [self._of_run(number, places) for number in range(len(self.rows))]
+
+    def _of_run(self, number: int, places: Sequence[int]) -> dict[str, float]:
+        rows = [self.rows[number][place] for place in places]
+        scored = self.scored[number].draw(places) if len(self.scored[number]) else self.scored[number]
+        found: dict[str, float] = {}
+        for metric in self.metrics:
+            found |= metric.summarise(rows) if isinstance(metric, Metric) else metric.summarise(scored)
+        return found
 
 
 def _of_runs(cases: Sequence[RunsCase], metrics: Metrics) -> tuple[dict[str, tuple[float, ...]], set[str]]:
     """Return every metric of every run, and which of them are means of the cases' own values."""
-    runs = [_of_run(metrics, cases, number) for number in range(len(cases[0].rows))]
+    runs = _Summary(cases, metrics).of_runs(range(len(cases)))
     found = {name: tuple(run[name] for run in runs) for name in runs[0]}
     return found, {name for name, values in found.items() if _is_mean(name, cases, values)}
 
@@ -160,14 +171,29 @@ def _by_patient(cases: Sequence[RunsCase], values: Mapping[str, float]) -> dict[
     return {group: [values[case.case_id] for case in mine] for group, mine in by_group(cases).items()}
 
 
-def values_of(cases: Sequence[RunsCase], metrics: Metrics, resamples: int) -> dict[str, Value]:
-    """Return what a model reaches in every metric, with intervals."""
+def _bounds(cases: Sequence[RunsCase], name: str, higher_is_better: Mapping[str, bool]) -> tuple[float, float]:
+    """Return below and above what a metric that is a mean of cases' own values cannot lie."""
+    values = (row.get(name, math.nan) for case in cases for row in case.rows)
+    return bounds_of(values, higher_is_better.get(name.split("/")[0], True))
+
+
+def _places(cases: Sequence[RunsCase]) -> dict[str, list[int]]:
+    """Return the places of every patient's cases."""
+    at = {case.case_id: place for place, case in enumerate(cases)}
+    return {group: [at[case.case_id] for case in mine] for group, mine in by_group(cases).items()}
+
+
+def values_of(
+    cases: Sequence[RunsCase], metrics: Metrics, higher_is_better: Mapping[str, bool], resamples: int
+) -> dict[str, Value]:
+    """Return what a model reaches in every metric, with intervals, which end where the metric does."""
     of_runs, means = _of_runs(cases, metrics)
     whole = _not_means(metrics, means, list(of_runs))
-    intervals = bootstrap(by_group(cases), _mean_over_runs(whole), resamples) if whole else {}
+    intervals = bootstrap(_places(cases), _Summary(cases, whole), resamples) if whole else {}
     for name in means:
         values = _by_patient(cases, _averaged(cases, name))
-        intervals[name] = mean_interval(values) if _any_defined(values) else _undefined(len(values))
+        found = mean_interval(values) if _any_defined(values) else _undefined(len(values))
+        intervals[name] = cut(found, _bounds(cases, name, higher_is_better))
     return {
         name: Value(i.value, i.low, i.high, i.groups, of_runs[name], i.method, i.note)
         for name, i in ((name, intervals[name]) for name in of_runs)
@@ -175,7 +201,11 @@ def values_of(cases: Sequence[RunsCase], metrics: Metrics, resamples: int) -> di
 
 
 def differences_of(
-    mine: Sequence[RunsCase], first: Sequence[RunsCase], metrics: Metrics, resamples: int
+    mine: Sequence[RunsCase],
+    first: Sequence[RunsCase],
+    metrics: Metrics,
+    higher_is_better: Mapping[str, bool],
+    resamples: int,
 ) -> dict[str, Difference]:
     """Return how much more or less than the first model another reaches, in every metric of both."""
     (ours, our_means), (theirs, their_means) = _of_runs(mine, metrics), _of_runs(first, metrics)
@@ -183,7 +213,9 @@ def differences_of(
     found = {}
     for name in means:
         one, other = _averaged(mine, name), _averaged(first, name)
-        found[name] = _mean_difference(_by_patient(mine, {key: one[key] - other[key] for key in one}), resamples)
+        (low, high), (their_low, their_high) = (_bounds(cases, name, higher_is_better) for cases in (mine, first))
+        by_patient = _by_patient(mine, {key: one[key] - other[key] for key in one})
+        found[name] = _mean_difference(by_patient, (low - their_high, high - their_low), resamples)
     whole = _not_means(metrics, means, names)
     if whole:
         found = _whole_differences(mine, first, whole, resamples) | found
@@ -194,20 +226,33 @@ def _whole_differences(
     mine: Sequence[RunsCase], first: Sequence[RunsCase], metrics: Metrics, resamples: int
 ) -> dict[str, Difference]:
     """Return the differences in metrics that only exist of all cases together."""
-    statistic, pairs = _mean_over_runs(metrics), paired(mine, first)
-    intervals = bootstrap(pairs, difference(statistic), resamples)
+    here, there = ({case.case_id: place for place, case in enumerate(cases)} for cases in (mine, first))
+    pairs = {
+        group: [(here[one.case_id], there[other.case_id]) for one, other in cases]
+        for group, cases in paired(mine, first).items()
+    }
+    ours, theirs = _Summary(mine, metrics), _Summary(first, metrics)
+
+    def difference(places: Sequence[tuple[int, int]]) -> dict[str, float]:
+        one, other = ours([place for place, _ in places]), theirs([place for _, place in places])
+        return {name: one[name] - other[name] for name in one}
+
+    intervals = bootstrap(pairs, difference, resamples)
     runs = [len(cases[0].rows) for cases in (mine, first)]
     if runs[0] != runs[1]:
         note = f"no test: {runs[0]} runs cannot be swapped with {runs[1]}"
         return {name: _difference(interval, None, note) for name, interval in intervals.items()}
-    tests = swap_test(pairs, statistic, resamples)
+    joined = {group: [(one, len(mine) + other) for one, other in places] for group, places in pairs.items()}
+    tests = swap_test(joined, _Summary([*mine, *first], metrics), resamples)
     return {name: _difference(interval, tests[name]) for name, interval in intervals.items()}
 
 
-def _mean_difference(differences: Mapping[str, Sequence[float]], resamples: int) -> Difference:
+def _mean_difference(
+    differences: Mapping[str, Sequence[float]], bounds: tuple[float, float], resamples: int
+) -> Difference:
     if not _any_defined(differences):
         return _difference(_undefined(len(differences)), None)
-    return _difference(mean_interval(differences), sign_flip_test(differences, resamples))
+    return _difference(cut(mean_interval(differences), bounds), sign_flip_test(differences, resamples))
 
 
 def _difference(interval: Interval, test: PermutationTest | None, note: str = "") -> Difference:

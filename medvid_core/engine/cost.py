@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import re
 import resource
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,8 @@ from medvid_core.data.sampling import window
 from medvid_core.engine.energy import Energy, measure, probe
 from medvid_core.engine.operations import Operations, estimated_energy_j, operations
 from medvid_core.engine.run import read_json
-from medvid_core.engine.setup import open_dataset, scan_choice
+from medvid_core.engine.scoring import annotated_prompts
+from medvid_core.engine.setup import input_spec, open_dataset, scan_choice
 from medvid_core.models import describe, load_model
 from medvid_core.plugins import registry
 
@@ -123,7 +123,7 @@ class Cost:
         precision: of the parameters.
         scan: how selective scans were computed; empty where there is none.
         versions: of Python and PyTorch.
-        load_average: processes that wanted to run in the minute before, ours apart; None where unknown.
+        load_average: processes that wanted to run in the minute before anything of ours ran; None where unknown.
     """
 
     parameters: int
@@ -149,19 +149,21 @@ class Cost:
     load_average: float | None
 
 
-def measure_cost(directory: Path, device: torch.device, settings: CostSettings | None = None) -> Cost:
+def measure_cost(
+    directory: Path, device: torch.device, settings: CostSettings | None = None, load_average: float | None = None
+) -> Cost:
     """Measure the model of a finished run on its own data.
 
     Args:
         directory: the run directory.
         device: where to run the model.
         settings: how long to measure; None for the usual.
+        load_average: of the machine before anything of ours ran on it, which is not to be told from here.
 
     Raises:
         MedvidError: the model or its data cannot be loaded.
     """
     settings = settings or CostSettings()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     model = load_model(directory).to(device)
     info = describe(model)
     scan = scan_choice(model, device, trained=True)
@@ -195,7 +197,7 @@ def measure_cost(directory: Path, device: torch.device, settings: CostSettings |
         precision=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})),
         scan=scan["backend"] if scan else "",
         versions={"python": platform.python_version(), "torch": torch.__version__},
-        load_average=load,
+        load_average=load_average,
     )
 
 
@@ -206,13 +208,21 @@ def own_sample(directory: Path) -> Sample:
         MedvidError: the run's data are gone, or cannot be read.
     """
     composed = compose(registry(), config_file=directory / "config.yaml")
-    clip, spec = composed.config.clip, composed.model.clip
+    clip, spec, evaluate = composed.config.clip, input_spec(composed), composed.config.evaluate
     cases = open_dataset(composed).cases
     part = read_json(directory / "run.json").get("split", "test")
     scored = read_json(directory / "splits.json").get(part) or [cases[0].case_id]
     case = next((case for case in cases if case.case_id == scored[0]), cases[0])
     steps = plan_steps(registry(), spec.streams)
-    return load_sample(case, *window(0, case.frames, clip), clip, spec, steps, masks=False)
+    indices, real = window(0, case.frames, clip)
+    sample = load_sample(case, indices, real, clip, spec, steps, masks=False)
+    if evaluate.prompt != "none":
+        frame = int(indices[0])  # wherever the case is annotated: what is pointed at costs the same
+        sample["prompts"] = [
+            replace(prompt, frame=frame).to_model(0, sample["affine"], clip.size)
+            for prompt in annotated_prompts(case, evaluate.prompt)
+        ]
+    return sample
 
 
 def caller(model: nn.Module, batch: Batch, device: torch.device) -> Callable[[], None]:

@@ -12,22 +12,26 @@ from medvid_core.config import Composed, compose, parse_overrides, read_config_f
 from medvid_core.data.clip import Case
 from medvid_core.data.preprocess import plan_steps
 from medvid_core.data.splits import PARTS, recorded_splits, split_cases
+from medvid_core.engine.breakdown import break_down, values_by
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.run import environment, fingerprint, now, scan_lines, write_json
+from medvid_core.engine.run import environment, fingerprint, now, read_json, scan_lines, write_json
 from medvid_core.engine.scoring import (
     CaseRow,
     Scorer,
     build_metrics,
     metric_names,
+    own_alarms,
     score_cases,
+    set_alarms,
     summarise,
     write_tables,
 )
 from medvid_core.engine.setup import accelerator, open_dataset, scan_choice
 from medvid_core.errors import ConfigError, DataError
+from medvid_core.metrics.base import CaseMetric, Metric
 from medvid_core.models import describe, load_model, model_file
 from medvid_core.plugins import registry
-from medvid_core.specs import OutputSpec
+from medvid_core.specs import MetricSpec, OutputSpec
 
 SETTABLE = ("clip.overlap", "evaluate.", "metrics", "dataset.", "split.")
 """Settings, or beginnings of such, that an evaluation takes; all others belong to the trained model."""
@@ -40,20 +44,27 @@ class Chosen:
     Attributes:
         part: ``train``, ``val``, ``test`` or ``all``.
         cases: the cases.
+        parts: case id → part of those that the run divided.
         learnt: ids of those among them that the run trained or validated on.
         notes: what a reader of the result should know.
     """
 
     part: str
     cases: list[Case]
+    parts: dict[str, str] = field(default_factory=dict)
     learnt: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def evaluate(
-    run_or_file: Path, data: str | None, split: str | None, out: Path | None, settings: Sequence[str]
+    run_or_file: Path,
+    data: str | None,
+    split: str | None,
+    out: Path | None,
+    settings: Sequence[str],
+    by: Sequence[str] = (),
 ) -> tuple[list[CaseRow], dict[str, float]]:
-    """Score a model and write ``cases.csv`` and ``summary.json``.
+    """Score a model and write ``cases.csv``, ``summary.json`` and ``evaluation.html``.
 
     Args:
         run_or_file: a run directory or a model file.
@@ -62,15 +73,19 @@ def evaluate(
             these are, else ``all``.
         out: where to write; None for a folder beside the model.
         settings: ``key=value`` words over those of the run, of the kinds in `SETTABLE`.
+        by: columns by whose values the result is also shown, and written as ``by_<column>.csv``.
 
     Returns:
         The rows and their summary.
 
     Raises:
         ConfigError: a model file without its run needs ``data``; or the data's classes are not the model's; or a
-            setting that cannot be changed after training. DataError: the folder to write to is not empty; or there
-            is no case to score.
+            setting that cannot be changed after training; or a column of ``by`` that no case has. DataError: the
+            folder to write to is not empty; or there is no case to score.
     """
+    from medvid_core.report.breakdown import in_lines, write_breakdowns
+    from medvid_core.report.evaluation import write_evaluation
+
     _check_settings(settings)
     front = accelerator()
     model = load_model(run_or_file)
@@ -85,6 +100,7 @@ def evaluate(
     index = open_dataset(composed)
     _require_same(info.outputs, index.outputs)
     chosen = _choose(composed, config_file, index.cases, split, settings)
+    divided = {column: values_by(column, chosen.cases, chosen.parts) for column in by}
     folder = _free_folder(out or file.parent / _default_name(composed, chosen.part))
     clip = dataclasses.replace(
         config.clip, frames=info.frames, size=info.size, stride=info.stride, padding=info.padding
@@ -98,6 +114,9 @@ def evaluate(
         config.evaluate,
         front.device,
     )
+    alarms = read_json(file.with_name("run.json")).get("alarm_thresholds") or {}
+    if remark := own_alarms(scorer.metrics, scorer.others, alarms, chosen.part):
+        chosen.notes.append(remark)
     progress = Progress(front.is_main_process)
     progress.say(f"scoring  {len(chosen.cases)} of {len(index.cases)} case(s), split {chosen.part}")
     for line in scan_lines(scan):
@@ -113,6 +132,7 @@ def evaluate(
             front.num_processes,
             lambda mine: progress.track(mine, "evaluating"),
         )
+    set_alarms(rows, alarms)
     summary = summarise(rows, scorer.metrics)
     if front.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,16 +153,35 @@ def evaluate(
             "overlap": clip.overlap,
             "metrics": list(metric_names(config.metrics, info.outputs)),
             "results": summary,
+            "alarm_thresholds": alarms,
             "notes": chosen.notes,
             "finished": now(),
             **environment(registry(), front.device, front.num_processes),
         }
         write_json(folder / "summary.json", record)
+        higher_is_better = _directions(scorer.metrics, record["metrics"])
+        breakdowns = [
+            break_down(column, values, rows, scorer.metrics, higher_is_better) for column, values in divided.items()
+        ]
+        write_breakdowns(folder, breakdowns)
+        write_evaluation(folder, record, higher_is_better, breakdowns)
         width = max(28, *map(len, summary))
         for name, value in summary.items():
             print(f"{name:<{width}} {value:.4f}")
+        for breakdown in breakdowns:
+            print("", *in_lines(breakdown), sep="\n")
         progress.say(f"wrote    {folder}")
     return rows, summary
+
+
+def _directions(metrics: Sequence[Metric | CaseMetric], names: Sequence[str]) -> dict[str, bool]:
+    """Return of each metric whether higher is better, from the names they were asked for by."""
+    found = {}
+    for metric, name in zip(metrics, names, strict=True):
+        spec = registry().find("metric", name).spec
+        assert isinstance(spec, MetricSpec)
+        found[metric.name] = spec.higher_is_better
+    return found
 
 
 def _check_settings(settings: Sequence[str]) -> None:
@@ -216,7 +255,8 @@ def _choose(
     learnt = [case.case_id for case in found if case.case_id in trained or case.group_id in groups]
     if learnt:
         notes.append(f"the run trained or validated on {len(learnt)} of them, or their groups: {_few(learnt)}")
-    return Chosen(part, found, learnt, notes)
+    parts = {name: key for key, names in recorded.items() for name in names}
+    return Chosen(part, found, parts, learnt, notes)
 
 
 def _few(names: Sequence[str], most: int = 5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,11 @@ import numpy as np
 
 from medvid_core.config import read_config_file
 from medvid_core.engine import checkpoint
-from medvid_core.engine.inference import FRAME_TASKS
 from medvid_core.engine.run import read_json
 from medvid_core.errors import CheckpointError, DataError
 from medvid_core.metrics.base import Floats, ScoredCase
 from medvid_core.models import MODEL_FILE, ModelInfo
-from medvid_core.specs import OutputSpec
+from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 Cells = Mapping[str, str]
 
@@ -70,11 +70,27 @@ class FinishedRun:
     @functools.cached_property
     def scored(self) -> Mapping[str, ScoredCase]:
         """What was predicted for the scored cases beside masks, by case id."""
-        return {case.case_id: case for case in read_scored(self.directory, self.info.outputs)}
+        alarms = self.record.get("alarm_thresholds") or {}
+        cases = read_scored(self.directory, self.info.outputs)
+        return {case.case_id: dataclasses.replace(case, alarms=alarms) for case in cases}
 
     def number(self, case_id: str, column: str) -> float:
         """Return a number of a case's row; NaN where undefined."""
         return _number(self.rows[case_id].get(column, ""))
+
+
+_LEFT = (MODEL_FILE, "cases.csv")
+"""What a finished run leaves, and a comparison cannot do without."""
+
+
+def has_finished(directory: Path) -> bool:
+    """Whether a run is over, and has left its model and the table of its cases.
+
+    Raises:
+        DataError: its record is damaged.
+    """
+    left = all((directory / name).is_file() for name in _LEFT)
+    return left and read_json(directory / "run.json").get("status") == "done"
 
 
 def read_finished(directory: Path) -> FinishedRun:
@@ -86,9 +102,10 @@ def read_finished(directory: Path) -> FinishedRun:
     if not (directory / "run.json").is_file():
         raise DataError(f"{directory} is no run directory: it holds no run.json.")
     record = read_json(directory / "run.json")
-    if record.get("status") != "done" or not (directory / MODEL_FILE).is_file():
+    if not has_finished(directory):
+        missing = "".join(f", no {name}" for name in _LEFT if not (directory / name).is_file())
         raise DataError(
-            f"The run {directory} has not finished (status {record.get('status', 'unknown')!r}). "
+            f"The run {directory} has not finished (status {record.get('status', 'unknown')!r}{missing}). "
             f"Go on with: medvid-run train --resume {directory}"
         )
     _, header = checkpoint.read(directory / MODEL_FILE)
@@ -181,7 +198,7 @@ def _of_case(row: Cells, output: OutputSpec) -> tuple[Floats, Floats]:
             return np.array([_number(row[f"predicted/{name}"])]), np.array([_number(row[f"true/{name}"])])
         return _numbers(row, f"predicted/{name}", classes), _numbers(row, f"true/{name}", classes)
     # of grades, the probability of lying above each but the last
-    labels = classes[:-1] if output.task == "ordinal" else classes
+    labels = [f">{grade}" for grade in classes[:-1]] if output.task == "ordinal" else classes
     return _numbers(row, f"p/{name}", labels), np.array(_index(row[f"true/{name}"], classes))
 
 
@@ -229,6 +246,28 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
                 f"{first.directory} and {run.directory} cannot be compared: they were not scored on the same test "
                 f"cases ({len(mismatch)} are of one alone, e.g. {mismatch[0]!r}). Train both with the same split."
             )
+        if differing := [words for case_id in sorted(first.rows) if (words := _other_truth(first, run, case_id))]:
+            raise DataError(
+                f"{first.directory} and {run.directory} cannot be compared: the truth of {len(differing)} of their "
+                f"{len(first.rows)} test cases is not the same, e.g. {differing[0]}. Train or score both on the same "
+                "labels."
+            )
+
+
+def _other_truth(one: FinishedRun, other: FinishedRun, case_id: str) -> str:
+    """Return what is true of a case in one run and not in the other, in words; empty where they agree."""
+    mine, theirs = one.rows[case_id], other.rows[case_id]
+    for column in mine:
+        if column.startswith(("true/", "last/")) and mine[column] != theirs.get(column):
+            return f"{column} of {case_id!r}: {mine[column] or 'unknown'} and {theirs.get(column) or 'unknown'}"
+    if not any(output.task in FRAME_TASKS for output in one.info.outputs):
+        return ""
+    frames, their_frames = one.scored[case_id].true_frames, other.scored[case_id].true_frames
+    for name in sorted(frames.keys() | their_frames.keys()):
+        nothing = np.zeros(0)
+        if not np.array_equal(frames.get(name, nothing), their_frames.get(name, nothing), equal_nan=True):
+            return f"{name} of the frames of {case_id!r}"
+    return ""
 
 
 def _compared(one: FinishedRun, other: FinishedRun) -> list[tuple[str, Any, Any]]:

@@ -7,8 +7,9 @@ Masks come in fixed memory, as they are finished (`segment_case`); everything el
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,39 @@ from medvid_core.config import ClipConfig
 from medvid_core.data.clip import Case, Sample
 from medvid_core.data.loader import collate, load_sample, to_device
 from medvid_core.data.preprocess import Step
+from medvid_core.data.prompts import ModelPrompt, Prompt
 from medvid_core.data.sampling import covering_starts, window
 from medvid_core.errors import ConfigError
 from medvid_core.losses.segmentation import probabilities
-from medvid_core.specs import ClipSpec, OutputSpec
+from medvid_core.metrics.base import to_classes
+from medvid_core.models import ModelInfo, model_spec
+from medvid_core.specs import FRAME_TASKS, ClipSpec, OutputSpec
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a video is cut into windows and read for a model.
+
+    Attributes:
+        clip: length, stride and size of a window, and how many frames neighbours share.
+        spec: channels and normalisation.
+        steps: preprocessors that add streams.
+        batch_size: windows computed together, whatever the number of processes.
+        device: where.
+    """
+
+    clip: ClipConfig
+    spec: ClipSpec
+    steps: Sequence[Step]
+    batch_size: int
+    device: torch.device
+
+    def read(self, case: Case, start: int, real_only: bool = False) -> Sample:
+        """Return the window that begins at a frame, without annotation; ``real_only``: cut off where the video ends."""
+        indices, real = window(start, case.frames, self.clip)
+        if real_only:
+            indices, real = indices[real], real[real]
+        return load_sample(case, indices, real, self.clip, self.spec, self.steps, masks=False)
 
 
 @dataclass(frozen=True)
@@ -73,18 +103,11 @@ class _Blend:
 
 
 def segment_case(
-    model: nn.Module,
-    output: OutputSpec,
-    case: Case,
-    clip: ClipConfig,
-    spec: ClipSpec,
-    steps: Sequence[Step],
-    batch_size: int,
-    device: torch.device,
+    model: nn.Module, output: OutputSpec, case: Case, windows: Windows, prompts: Sequence[Prompt] = ()
 ) -> Iterator[FrameBlock]:
     """Yield the class probabilities of every frame of a case, in order.
 
-    Memory does not grow with the length of the video.
+    Memory does not grow with the length of the video; with prompts, it does with the part before the first.
 
     Raises:
         ConfigError: the output is not a segmentation.
@@ -92,49 +115,64 @@ def segment_case(
     """
     if output.task != "segmentation":
         raise ConfigError(f"Output {output.name!r} is a {output.task}; this is for segmentation.")
-    weights = _weights(clip.frames)
+    weights, stride = _weights(windows.clip.frames), windows.clip.stride
     blend = _Blend()
-    for window_batch in _windows(model, case, clip, spec, steps, batch_size, device):
-        values = probabilities(window_batch.outputs[output.name].float()).cpu()
-        for start, value in zip(window_batch.starts, values, strict=True):
-            blend.add_window(start, value, weights, case.frames, clip.stride)
-        frames, done = blend.pop_before(window_batch.following)
+    for batch in _prompted(model, output, case, windows, prompts) if prompts else _batches(model, case, windows):
+        values = probabilities(batch.outputs[output.name].float()).cpu()
+        for start, value in zip(batch.starts, values, strict=True):
+            blend.add_window(start, value, weights, case.frames, stride)
+        frames, done = blend.pop_before(batch.following)
         if done is not None:
-            height, width = window_batch.samples[0]["source_size"].tolist()
-            yield FrameBlock(frames, done, window_batch.samples[0]["affine"], (height, width))
+            height, width = batch.samples[0]["source_size"].tolist()
+            yield FrameBlock(frames, done, batch.samples[0]["affine"], (height, width))
 
 
-def predict_case(
-    model: nn.Module,
-    outputs: Sequence[OutputSpec],
-    case: Case,
-    clip: ClipConfig,
-    spec: ClipSpec,
-    steps: Sequence[Step],
-    batch_size: int,
-    device: torch.device,
-) -> dict[str, Tensor]:
+def predict_case(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, windows: Windows) -> dict[str, Tensor]:
     """Return what is predicted of a case beside masks, on the CPU, in the shapes of `ScoredCase.predicted`.
 
     What is predicted for a clip is averaged over the windows (with ``clip.overlap`` one less than ``clip.frames``:
-    over every clip of the video, as EchoNet-Dynamic does); what is predicted for frames is blended.
+    over every clip of the video, as EchoNet-Dynamic does). What is predicted for frames is that of one pass through the
+    whole video where the model is causal, as a stream gives it; else it is blended over the windows, as it is wherever
+    ``clip.overlap`` asks for that.
 
     Raises:
         DataError: a frame cannot be read.
     """
-    weights = _weights(clip.frames)
+    of_frames = [output for output in outputs if output.task in FRAME_TASKS]
+    state = _initial_state(model) if of_frames and not windows.clip.overlap else None
+    if state is None:
+        return _windowed(model, outputs, case, windows)
+    rest = [output for output in outputs if output not in of_frames]
+    found = _windowed(model, rest, case, windows) if rest else {}
+    return found | _streamed(model, of_frames, case, windows)
+
+
+def _initial_state(model: nn.Module) -> Any:
+    """Return what a stream starts from; None for a model that needs whole clips."""
+    info = getattr(model, "medvid", None)  # the constant predictor has none
+    if not isinstance(info, ModelInfo) or not model_spec(info.name).streaming:
+        return None
+    try:
+        return cast(Any, model).initial_state(1)
+    except ConfigError:  # set up to look ahead
+        return None
+
+
+def _windowed(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, windows: Windows) -> dict[str, Tensor]:
+    """Clip values averaged, and frame values blended, over the windows."""
+    weights = _weights(windows.clip.frames)
     blends = {output.name: _Blend() for output in outputs if output.task in FRAME_TASKS}
     sums: dict[str, Tensor] = {}
     count = 0
-    for window_batch in _windows(model, case, clip, spec, steps, batch_size, device):
-        count += len(window_batch.starts)
+    for batch in _batches(model, case, windows):
+        count += len(batch.starts)
         for output in outputs:
-            values = activated(output, window_batch.outputs[output.name].float()).cpu()
+            values = activated(output, batch.outputs[output.name].float()).cpu()
             if output.name not in blends:
                 sums[output.name] = sums.get(output.name, torch.zeros_like(values[0])) + values.sum(0)
                 continue
-            for start, value in zip(window_batch.starts, values, strict=True):
-                blends[output.name].add_window(start, value, weights, case.frames, clip.stride)
+            for start, value in zip(batch.starts, values, strict=True):
+                blends[output.name].add_window(start, value, weights, case.frames, windows.clip.stride)
     found = {name: total / count for name, total in sums.items()}
     for name, blend in blends.items():
         _, values_of_all = blend.pop_before(case.frames)
@@ -143,8 +181,21 @@ def predict_case(
     return found
 
 
-FRAME_TASKS = ("frame_classification", "anomaly")
-"""Tasks beside segmentation that have a value for every frame."""
+def _streamed(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, windows: Windows) -> dict[str, Tensor]:
+    """Frame values of one causal pass, window after window; with a stride, of one for each phase of it."""
+    clip = windows.clip
+    found: dict[str, Tensor] = {}
+    for phase in range(min(clip.stride, case.frames)):
+        state = _initial_state(model)
+        for start in range(phase, case.frames, clip.stride * clip.frames):
+            sample = windows.read(case, start, real_only=True)
+            with torch.inference_mode():
+                raw, state = cast(Any, model).step(to_device(collate([sample]), windows.device), state)
+            for output in outputs:
+                values = activated(output, raw[output.name].float()).cpu()[0]
+                every = found.setdefault(output.name, values.new_zeros(case.frames, *values.shape[1:]))
+                every[sample["frame_index"]] = values
+    return found
 
 
 def activated(output: OutputSpec, raw: Tensor) -> Tensor:
@@ -171,26 +222,69 @@ class _WindowBatch:
     following: int
 
 
-def _windows(
-    model: nn.Module,
-    case: Case,
-    clip: ClipConfig,
-    spec: ClipSpec,
-    steps: Sequence[Step],
-    batch_size: int,
-    device: torch.device,
-) -> Iterator[_WindowBatch]:
-    """Run the model over the windows of a case, ``batch_size`` at a time whatever the number of processes."""
-    starts = covering_starts(case.frames, clip, clip.overlap)
-    for first in range(0, len(starts), batch_size):
-        chunk = starts[first : first + batch_size]
-        samples = [_read(case, start, clip, spec, steps) for start in chunk]
+def _batches(model: nn.Module, case: Case, windows: Windows) -> Iterator[_WindowBatch]:
+    """Run the model over the windows of a case."""
+    starts = covering_starts(case.frames, windows.clip, windows.clip.overlap)
+    for first in range(0, len(starts), windows.batch_size):
+        chunk = starts[first : first + windows.batch_size]
+        samples = [windows.read(case, start) for start in chunk]
         with torch.inference_mode():
-            outputs = model(to_device(collate(samples), device))
-        following = starts[first + batch_size :]
+            outputs = model(to_device(collate(samples), windows.device))
+        following = starts[first + windows.batch_size :]
         yield _WindowBatch(chunk, samples, outputs, following[0] if following else case.frames)
 
 
-def _read(case: Case, start: int, clip: ClipConfig, spec: ClipSpec, steps: Sequence[Step]) -> Sample:
+def _prompted(
+    model: nn.Module, output: OutputSpec, case: Case, windows: Windows, prompts: Sequence[Prompt]
+) -> Iterator[_WindowBatch]:
+    """Run the model over the windows of a case, one by one, beginning where the first prompt is.
+
+    Every other window is given, beside prompts of its own, what was found of each prompted class in the frame nearest
+    to it of the window before: first back to the beginning of the video, then on to its end.
+    """
+    starts = covering_starts(case.frames, windows.clip, windows.clip.overlap)
+    first = min(prompt.frame for prompt in prompts)
+    home = next(place for place, start in enumerate(starts) if first in _frames(start, case, windows.clip))
+    labels: set[int] = set()  # what the windows so far were pointed at
+    found: dict[int, Tensor] = {}
+    for place in (*range(home, -1, -1), *range(home + 1, len(starts))):
+        start = starts[place]
+        sample = windows.read(case, start)
+        frames = _frames(start, case, windows.clip)
+        size = sample["video"].shape[-2:]
+        own = [p.to_model(frames.index(p.frame), sample["affine"], size) for p in prompts if p.frame in frames]
+        neighbour = place + 1 if place < home else place - 1
+        if place != home:
+            carried = _carried(found[neighbour], _frames(starts[neighbour], case, windows.clip), frames, labels)
+            here = {(prompt["class"], prompt["frame"]) for prompt in own}
+            own += [prompt for prompt in carried if (prompt["class"], prompt["frame"]) not in here]
+        labels |= {prompt["class"] for prompt in own}
+        with torch.inference_mode():
+            outputs = model(to_device(collate([{**sample, "prompts": own}]), windows.device))
+        found[place] = probabilities(outputs[output.name].float()).cpu()[0]
+        if place != home:
+            found = {key: value for key, value in found.items() if key in (home, place)}
+        going_back = place <= home and place > 0
+        following = 0 if going_back else (starts[max(place, home) + 1 :] or [case.frames])[0]
+        yield _WindowBatch([start], [sample], outputs, following)
+
+
+def _frames(start: int, case: Case, clip: ClipConfig) -> list[int]:
+    """Source frames of a window; those it only repeats are -1."""
     indices, real = window(start, case.frames, clip)
-    return load_sample(case, indices, real, clip, spec, steps, masks=False)
+    return [int(index) if is_real else -1 for index, is_real in zip(indices, real, strict=True)]
+
+
+def _carried(found: Tensor, there: Sequence[int], here: Sequence[int], labels: Set[int]) -> list[ModelPrompt]:
+    """Return as prompts what a neighbouring window found of each class, at the frames of both that are nearest.
+
+    Args:
+        found: probabilities of the neighbour, [T,K,h,w].
+        there: its source frames.
+        here: those of the window that is prompted.
+        labels: the classes.
+    """
+    pairs = [(abs(a - b), i, j) for i, a in enumerate(here) for j, b in enumerate(there) if a >= 0 and b >= 0]
+    _, frame, nearest = min(pairs)
+    classes = to_classes(found[nearest : nearest + 1])[0]
+    return [{"class": label, "frame": frame, "mask": (classes == label).float()} for label in sorted(labels)]

@@ -12,14 +12,15 @@ import torch
 from medvid_core.config import ClipConfig
 from medvid_core.data.clip import Case
 from medvid_core.data.datasets.unlabelled import find_cases
-from medvid_core.data.preprocess import Step, plan_steps
-from medvid_core.engine.inference import predict_case, segment_case
+from medvid_core.data.preprocess import plan_steps
+from medvid_core.data.prompts import Prompt, read_prompts
+from medvid_core.engine.inference import Windows, predict_case, segment_case
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines
 from medvid_core.engine.scoring import columns, frame_columns, scored_case, write_rows
 from medvid_core.engine.setup import accelerator, scan_choice
 from medvid_core.errors import ConfigError, DataError
-from medvid_core.models import ModelInfo, describe, load_model
+from medvid_core.models import ModelInfo, describe, load_model, model_spec
 from medvid_core.plugins import registry
 
 WINDOWS = 4
@@ -33,6 +34,7 @@ def predict(
     *,
     video: bool = True,
     overlap: int = 0,
+    prompts: Path | str | None = None,
 ) -> list[Path]:
     """Predict on a video, a folder of frames, or a folder of either.
 
@@ -45,6 +47,7 @@ def predict(
         out: folder to write to.
         video: whether to write ``<case>/overlay.webm`` as well.
         overlap: frames that neighbouring windows share; they are blended.
+        prompts: a file that says what is meant, see `medvid_core.data.prompts`, for models that take prompts.
 
     Returns:
         The folder of each case.
@@ -53,7 +56,7 @@ def predict(
         CheckpointError: the model cannot be loaded. DataError: nothing to predict on; or ``out`` holds predictions of
             some of the cases, before anything is computed; or, after all the others are written, the cases that
             cannot be read, each with its reason.
-        ConfigError: the overlap does not fit the model's clip length.
+        ConfigError: the overlap does not fit the model's clip length, or the model takes no prompts.
     """
     from medvid_core.report.overlay import safe_name
 
@@ -65,7 +68,9 @@ def predict(
     clip = ClipConfig(frames=info.frames, size=info.size, stride=info.stride, overlap=overlap, padding=info.padding)
     steps = plan_steps(registry(), info.clip.streams)
     model.to(front.device).eval()
+    windows = Windows(clip, info.clip, steps, WINDOWS, front.device)
     cases, failed = find_cases(Path(path))
+    pointed = _prompts(prompts, info, cases)
     names: list[str] = []
     for case in cases:
         names.append(safe_name(case.case_id, names))
@@ -82,7 +87,7 @@ def predict(
             unfinished = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a prediction that was killed
             try:
-                _predict_one(model, info, case, clip, steps, front.device, unfinished, video)
+                _predict_one(model, info, case, windows, pointed.get(case.case_id, ()), unfinished, video)
             except DataError as error:
                 failed[case.case_id] = str(error)
                 shutil.rmtree(unfinished)
@@ -96,13 +101,26 @@ def predict(
     return folders
 
 
+def _prompts(path: Path | str | None, info: ModelInfo, cases: Sequence[Case]) -> dict[str, tuple[Prompt, ...]]:
+    """Read the prompts of each case.
+
+    Raises:
+        ConfigError: the model takes none. DataError: the file cannot be used.
+    """
+    if path is None:
+        return {}
+    output = next((output for output in info.outputs if output.task == "segmentation"), None)
+    if output is None or not model_spec(info.name).prompts:
+        raise ConfigError(f"{info.name} takes no prompts: leave --prompts out, or choose a model that does.")
+    return read_prompts(Path(path), cases, output)
+
+
 def _predict_one(
     model: torch.nn.Module,
     info: ModelInfo,
     case: Case,
-    clip: ClipConfig,
-    steps: Sequence[Step],
-    device: torch.device,
+    windows: Windows,
+    prompts: Sequence[Prompt],
     folder: Path,
     video: bool,
 ) -> None:
@@ -117,12 +135,12 @@ def _predict_one(
     masks = [output for output in info.outputs if output.task == "segmentation"]
     others = [output for output in info.outputs if output.task != "segmentation"]
     for output in masks:
-        blocks = segment_case(model, output, case, clip, info.clip, steps, WINDOWS, device)
+        blocks = segment_case(model, output, case, windows, prompts)
         write_case(blocks, case, folder, output, with_video=video)
     if not others:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    found = scored_case(case, others, predict_case(model, others, case, clip, info.clip, steps, WINDOWS, device))
+    found = scored_case(case, others, predict_case(model, others, case, windows))
     write_rows(folder / "prediction.csv", [{"case_id": case.case_id, "frames": case.frames, **columns(found, others)}])
     frames = frame_columns(found, others)
     if frames:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medvid_core.data.clip import Index
@@ -180,10 +181,18 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def fingerprint(index: Index) -> str:
-    """Return a hash of the cases: ids, groups, frames and the sizes of their files, not their places."""
+    """Return a hash of the cases: ids, groups, frames, all that is known of them, and the sizes of their files.
+
+    Not of the places of the files, nor of what is in them.
+    """
     digest = hashlib.sha256()
     for case in index.cases:
-        digest.update(repr((case.case_id, case.group_id, case.frames, case.labelled, sorted(case.targets))).encode())
+        digest.update(repr((case.case_id, case.group_id, case.frames, case.labelled)).encode())
+        known = {"targets": case.targets, "frame_targets": case.frame_targets, "history": case.history}
+        for kind, values in (*known.items(), ("times_s", {"": case.times_s} if case.times_s else {})):
+            for name, value in sorted(values.items()):
+                digest.update(repr((kind, name)).encode())
+                digest.update(np.asarray(value, np.float64).tobytes())  # many frames: as text they would take seconds
         for name, source in sorted(case.streams.items()):
             sizes = [os.path.getsize(path) if path and os.path.exists(path) else 0 for path in source.paths]
             digest.update(repr((name, source.reader, sizes, repr(source.options))).encode())
@@ -208,14 +217,26 @@ def header_lines(record: Mapping[str, Any]) -> list[str]:
     return [
         f"model    {model['name']} {model['version']}, preset {record['preset']}, "
         f"{model['parameters'] / 1e6:.2f} M parameters ({model['trained_parameters'] / 1e6:.2f} M trained)",
-        f"data     {data['name']}{' at ' + data['root'] if data['root'] else ''}: {parts} cases; "
-        f"classes {', '.join(data['classes'])}",
+        f"data     {data['name']}{' at ' + data['root'] if data['root'] else ''}: {parts} cases",
+        f"predicts {'; '.join(map(_predicted, data['outputs']))}",
         f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "
         f"{hardware['threads']} threads, precision {'float32' if record['precision'] == 'no' else record['precision']}",
         *scan_lines(record["scan"]),
         f"output   {record['directory']}",
         *[f"note     {note}" for note in record["notes"]],
     ]
+
+
+MOST_CLASSES = 8
+"""So many classes of an output are named as a run starts."""
+
+
+def _predicted(output: Mapping[str, Any]) -> str:
+    """Return name, task and classes of an output; no class that only repeats the name."""
+    classes = [str(label) for label in output["classes"]]
+    more = f", … ({len(classes)} in all)" if len(classes) > MOST_CLASSES else ""
+    named = "" if classes == [output["name"]] else f" of {', '.join(classes[:MOST_CLASSES])}{more}"
+    return f"{output['name']}: {output['task']}{named}"
 
 
 def scan_lines(scan: Mapping[str, str] | None) -> list[str]:

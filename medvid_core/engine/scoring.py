@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from medvid_core.config import ClipConfig, EvaluateConfig
 from medvid_core.data.clip import UNLABELLED, Case
 from medvid_core.data.loader import read_case_masks
 from medvid_core.data.preprocess import Step
+from medvid_core.data.prompts import Prompt, from_mask
+from medvid_core.data.readers import image_size
 from medvid_core.data.transforms import to_source
-from medvid_core.engine.inference import FRAME_TASKS, FrameBlock, predict_case, segment_case
+from medvid_core.engine.inference import FrameBlock, Windows, predict_case, segment_case
 from medvid_core.errors import DataError
+from medvid_core.metrics.anomaly import raise_alarms, video_scores
 from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase, ScoredFrames, mean
 from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
-from medvid_core.specs import ClipSpec, MetricSpec, OutputSpec, resolve
+from medvid_core.specs import FRAME_TASKS, ClipSpec, MetricSpec, OutputSpec, resolve
 
 _NO_METRICS = ("case_id", "group_id", "frames", "fps", "scored_frames", "problem")
 
@@ -65,19 +68,40 @@ class Scorer:
         """All outputs that are no masks."""
         return tuple(output for output in self.outputs if output.task != "segmentation")
 
+    @property
+    def windows(self) -> Windows:
+        """How cases are read."""
+        return Windows(self.clip, self.spec, self.steps, self.settings.batch_size, self.device)
+
+    def prompts(self, case: Case) -> tuple[Prompt, ...]:
+        """Return what the model is pointed at: nothing, or the first annotated frame, as `EvaluateConfig.prompt` says.
+
+        Raises:
+            DataError: the frame cannot be read.
+        """
+        return () if self.settings.prompt == "none" else annotated_prompts(case, self.settings.prompt)
+
     def segment(self, model: nn.Module, case: Case) -> Iterator[FrameBlock]:
         """Yield the class probabilities of a case as they come."""
         assert self.masks is not None
-        return segment_case(
-            model, self.masks, case, self.clip, self.spec, self.steps, self.settings.batch_size, self.device
-        )
+        return segment_case(model, self.masks, case, self.windows, self.prompts(case))
 
     def predict(self, model: nn.Module, case: Case) -> ScoredCase:
         """Return what is predicted of a case beside masks, with what is known of it."""
-        found = predict_case(
-            model, self.others, case, self.clip, self.spec, self.steps, self.settings.batch_size, self.device
-        )
-        return scored_case(case, self.others, found)
+        return scored_case(case, self.others, predict_case(model, self.others, case, self.windows))
+
+
+def annotated_prompts(case: Case, kind: str) -> tuple[Prompt, ...]:
+    """Return points, boxes or masks of all classes in the first annotated frame; none for a case without masks.
+
+    Raises:
+        DataError: the frame cannot be read.
+    """
+    if "mask" not in case.streams:
+        return ()
+    frame = case.labelled[0] if case.labelled else 0
+    masks, _ = read_case_masks(case, [frame], image_size(case.streams["video"]))
+    return from_mask(masks[0], frame, kind)
 
 
 def scored_case(case: Case, outputs: Sequence[OutputSpec], predicted: Mapping[str, Tensor]) -> ScoredCase:
@@ -155,21 +179,34 @@ def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> Ca
     columns: dict[str, list[Tensor]] = {}
     metrics = [metric for metric in scorer.metrics if isinstance(metric, Metric)]
     scored = 0
+    pointed_at = {prompt.frame for prompt in scorer.prompts(case)}  # its masks were given away
     for block in blocks:
         values, masks, labelled = block_masks(case, block, scorer.settings.at)
         labelled &= (masks != UNLABELLED).flatten(1).any(1)
-        if not labelled.any():
-            continue
+        labelled &= torch.tensor([frame not in pointed_at for frame in block.frames])
         scored += int(labelled.sum())
-        frames = ScoredFrames(values[labelled], masks[labelled], labelled[labelled])
-        for metric in metrics:
-            for name, column in metric.per_frame(frames).items():
-                columns.setdefault(name, []).append(column)
+        spacing = _spacing(case, block.source_size, (masks.shape[1], masks.shape[2]))
+        for every_frame, chosen in ((False, labelled), (True, torch.ones_like(labelled))):
+            wanted = [metric for metric in metrics if metric.every_frame == every_frame]
+            if not wanted or not chosen.any():
+                continue
+            indices = [frame for frame, kept in zip(block.frames, chosen.tolist(), strict=True) if kept]
+            frames = ScoredFrames(values[chosen], masks[chosen], labelled[chosen], spacing, indices, case)
+            for metric in wanted:
+                for name, column in metric.per_frame(frames).items():
+                    columns.setdefault(name, []).append(column)
     row = CaseRow({**_identity(case), "scored_frames": scored})
     joined = {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
     for metric in metrics:
         row |= metric.per_case({name: v for name, v in joined.items() if name.split("/")[0] == metric.name})
     return row
+
+
+def _spacing(case: Case, source: tuple[int, int], scored: tuple[int, int]) -> tuple[float, float] | None:
+    """Return mm per scored pixel (row, column); None where unknown."""
+    if case.spacing is None:
+        return None
+    return case.spacing[0] * source[0] / scored[0], case.spacing[1] * source[1] / scored[1]
 
 
 def score_case(model: nn.Module, case: Case, scorer: Scorer) -> CaseRow:
@@ -193,8 +230,8 @@ def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
     """Return what is known and predicted of a whole case as columns of its row.
 
     ``true/<output>`` and ``predicted/<output>`` (a class or grade by name, or a number; of several numbers
-    ``…/<output>/<number>``), ``p/<output>/<class>`` (of grades: of lying above it), and ``score/<output>`` of an
-    anomaly: the mean of the highest sixteenth of its frames.
+    ``…/<output>/<number>``), ``p/<output>/<class>`` (of grades ``p/<output>/><grade>``: of lying above it, for all but
+    the last), and ``score/<output>`` of an anomaly: the mean of the highest sixteenth of its frames.
     """
     found: dict[str, Any] = {}
     for output in outputs:
@@ -205,7 +242,8 @@ def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
             chosen = predicted.argmax() if output.task == "classification" else (predicted > 0.5).sum()
             found[f"true/{name}"] = "" if true is None else classes[int(true)]
             found[f"predicted/{name}"] = classes[int(chosen)]
-            found |= {f"p/{name}/{label}": float(p) for label, p in zip(classes, predicted, strict=False)}
+            labels = classes if output.task == "classification" else [f">{grade}" for grade in classes[:-1]]
+            found |= {f"p/{name}/{label}": float(p) for label, p in zip(labels, predicted, strict=True)}
         elif output.task == "multilabel":
             for number, label in enumerate(classes):
                 found[f"true/{name}/{label}"] = math.nan if true is None else float(true[number])
@@ -216,9 +254,8 @@ def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
                 found[f"true/{end}"] = math.nan if true is None else float(true[number])
                 found[f"predicted/{end}"] = float(predicted[number])
         elif output.task == "anomaly":
-            highest = np.sort(predicted)[-max(1, math.ceil(len(predicted) / 16)) :]
             found[f"true/{name}"] = math.nan if true is None else float(true)
-            found[f"score/{name}"] = float(highest.mean())
+            found[f"score/{name}"] = video_scores(predicted)[0]
     return found
 
 
@@ -279,11 +316,22 @@ def score_cases(
     model.train(was_training)
     rows = {row["case_id"]: row for row in _gather(mine, processes)}
     ordered = [rows[case.case_id] for case in cases]
+    _complete(ordered, cases, scorer.metrics)
     if ordered and not any(row["scored_frames"] for row in ordered):
         reason = next((f" First problem: {row['problem']}" for row in ordered if "problem" in row), "")
         wanted = "an annotated frame" if scorer.masks is not None else "a known target"
         raise DataError(f"None of the {len(ordered)} cases to evaluate has {wanted}.{reason}")
     return ordered
+
+
+def _complete(rows: Sequence[CaseRow], cases: Sequence[Case], metrics: Sequence[Metric | CaseMetric]) -> None:
+    """Let the metrics add what only all cases tell, then drop the arrays that they kept for it."""
+    for metric in metrics:
+        if isinstance(metric, Metric):
+            metric.across(rows, cases)
+    for row in rows:
+        for name in [name for name, value in row.items() if isinstance(value, np.ndarray)]:
+            del row[name]
 
 
 def _gather(rows: list[CaseRow], processes: int) -> list[CaseRow]:
@@ -306,6 +354,30 @@ def summarise(rows: Sequence[CaseRow], metrics: Sequence[Metric | CaseMetric]) -
             each = [found.get(f"{metric.name}/{output.name}", math.nan) for output in metric.outputs]
             found[metric.name] = mean(each)
     return found
+
+
+def set_alarms(rows: Sequence[CaseRow], alarms: Mapping[str, Mapping[str, float]]) -> None:
+    """Give scored cases, in place, the alarm thresholds that were chosen on others (`ScoredCase.alarms`)."""
+    for row in rows:
+        if row.scored is not None:
+            row.scored = replace(row.scored, alarms=alarms)
+
+
+def own_alarms(
+    metrics: Sequence[Metric | CaseMetric],
+    outputs: Sequence[OutputSpec],
+    alarms: Mapping[str, Mapping[str, float]],
+    part: str,
+) -> str:
+    """Return a remark on alarm thresholds that metrics have to choose on the very cases they score; empty if none."""
+    names = raise_alarms(metrics)
+    unset = [output.name for output in outputs if output.task == "anomaly" and len(alarms.get(output.name, {})) < 2]
+    if not names or not unset:
+        return ""
+    return (
+        f"alarm thresholds of {', '.join(unset)} were chosen on the very cases that are scored ({part}), not "
+        f"beforehand on normal validation cases: {' and '.join(names)} look somewhat too good"
+    )
 
 
 def write_tables(directory: Path, rows: Sequence[CaseRow], outputs: Sequence[OutputSpec]) -> None:

@@ -20,6 +20,7 @@ from medvid_core.config import Composed, OptimizerConfig
 from medvid_core.data.clip import Case
 from medvid_core.data.preprocess import Step, plan_steps
 from medvid_core.data.sampling import ClipItem, RankBatches, steps_per_epoch, training_items
+from medvid_core.data.splits import STRADDLING, straddles
 from medvid_core.engine import checkpoint
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import (
@@ -37,8 +38,8 @@ from medvid_core.engine.run import (
 from medvid_core.engine.scoring import Scorer, build_metrics, metric_names
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from medvid_core.losses.base import Loss
-from medvid_core.models import ModelInfo, build_model, check_tasks, import_weights
+from medvid_core.losses.base import ChecksTraining, Loss
+from medvid_core.models import ModelInfo, build_model, check_tasks, describe, import_weights
 from medvid_core.plugins import Observers, Registry
 from medvid_core.specs import MetricSpec, ModelSpec, resolve
 
@@ -111,10 +112,41 @@ class Session:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over the parameters that are trained."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Build Adam or AdamW over the parameters that are trained, grouped by decay and factor of the learning rate.
+
+    A group's ``lr_scale`` is its factor; the training loop multiplies the rate of each step with it.
+
+    Raises:
+        ConfigError: ``optimizer.lr_scale`` names parameters that are not there, or not trained.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for pattern in config.lr_scale:
+        if not any(_fits(name, pattern) for name in trained):
+            roots = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in trained))
+            raise ConfigError(
+                f"optimizer.lr_scale names {pattern!r}, which fits no trained parameter."
+                f"{did_you_mean(pattern, [*roots, *trained])} Their names begin: {', '.join(roots)}."
+            )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        factor = config.lr_scale.get(max((p for p in config.lr_scale if _fits(name, p)), key=len, default=""), 1.0)
+        # the attribute is mamba-ssm's: it marks what shall not decay whatever its shape
+        decays = config.decay == "all" or (parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False))
+        groups.setdefault((factor, config.weight_decay if decays else 0.0), []).append(parameter)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return kind(
+        [
+            {"params": parameters, "lr_scale": factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=config.lr,
+        betas=config.betas,
+    )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a parameter lies in the module a pattern names, or the pattern (``*``, ``?``) fits all of its name."""
+    return f"{name}.".startswith(f"{pattern.rstrip('.')}.") or fnmatch.fnmatchcase(name, pattern)
 
 
 def freeze(model: nn.Module, spec: ModelSpec, choice: str) -> None:
@@ -155,16 +187,20 @@ def open_session(
     torch.manual_seed(config.seed)
     model = build_model(info)
     begun = "" if weights is None else _start_from(model, weights, source)
+    if describe(model).clip != info.clip:  # the weights bring the normalisation they were trained with
+        info = describe(model)
+        config.clip.mean, config.clip.std = info.clip.mean, info.clip.std
     freeze(model, composed.model, config.train.trainable)
     scan = scan_choice(model, front.device, config.train.precision)
     average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
     optimizer = build_optimizer(config.optimizer, model)
     check_tasks(composed.loss, info.outputs)
     loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
-    if hasattr(loss, "check_cases"):  # a loss may refuse data it can learn nothing from
-        loss.check_cases(data.splits["train"])
+    notes = _frozen_at_random(model) if weights is None and resume is None else []
+    if isinstance(loss, ChecksTraining):
+        notes += loss.check_training(model, data.splits["train"])
     metrics = build_metrics(registry, config.metrics, info.outputs)
-    scorer = Scorer(info.outputs, metrics, config.clip, composed.model.clip, steps, config.evaluate, front.device)
+    scorer = Scorer(info.outputs, metrics, config.clip, info.clip, steps, config.evaluate, front.device)
     items = training_items(data.splits["train"], config.clip, info.outputs)
     total = config.train.epochs * steps_per_epoch(len(items), config.train.batch_size)
     batches = RankBatches(
@@ -204,6 +240,8 @@ def open_session(
     _write_start(session)
     if begun:
         session.progress.say(begun)
+    for line in notes:
+        session.note(line)
     front.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=_has_unused(model, composed.model))
     session.model, session.optimizer = front.prepare(model, optimizer)
     # prepare() makes the network itself run in mixed precision; only training shall, so that scores are float32 ones
@@ -217,6 +255,14 @@ def _has_unused(model: nn.Module, spec: ModelSpec) -> bool:
     """Whether any parameter of this very network is declared to receive no gradient; looking for such costs time."""
     names = [name for name, _ in model.named_parameters()]
     return any(fnmatch.filter(names, pattern) for pattern in spec.unused_parameters)
+
+
+def _frozen_at_random(model: nn.Module) -> list[str]:
+    """Say so where a part that is not trained has learnt nothing either."""
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    if not frozen:
+        return []
+    return [f"{frozen / 1e6:.2f} M parameters stay as drawn at random: give them weights with --weights and --source."]
 
 
 def _start_from(model: nn.Module, weights: Path, source: str | None) -> str:
@@ -337,6 +383,8 @@ def _notes(session: Session) -> list[str]:
         notes.append("no validation cases: the last weights are kept, not the best")
     if session.reported != "test":
         notes.append(f"no test cases: the result is that of the {session.reported} cases, and too good")
+    if straddles(splits):
+        notes.append(STRADDLING)
     notes += _patient_notes(session.data.index.cases)
     skipped = session.data.index.skipped
     notes += [f"left out {case}: {reason}" for case, reason in list(skipped.items())[:5]]

@@ -24,7 +24,7 @@ from medvid_core.models import ModelInfo, usable_outputs
 from medvid_core.ops import BACKENDS, ScanMixer, choose_backend
 from medvid_core.ops.backends import Choice
 from medvid_core.plugins import Registry
-from medvid_core.specs import OutputSpec, resolve
+from medvid_core.specs import ClipSpec, OutputSpec, resolve
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,20 @@ def standardise(output: OutputSpec, cases: Sequence[Case]) -> OutputSpec:
     return dataclasses.replace(output, center=tuple(map(float, np.nanmean(values, 0))), scale=scale)
 
 
+def input_spec(composed: Composed) -> ClipSpec:
+    """Return the model's input, with the normalisation that the configuration asks for.
+
+    Raises:
+        ConfigError: another number of channels than the model's.
+    """
+    spec, clip = composed.model.clip, composed.config.clip
+    if not clip.mean:
+        return spec
+    if len(clip.mean) not in (1, spec.channels):
+        raise ConfigError(f"clip.mean={list(clip.mean)} must be one number, or {spec.channels}: one a channel.")
+    return dataclasses.replace(spec, mean=clip.mean, std=clip.std)
+
+
 def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
     """Describe the model that a configuration and a data set call for.
 
@@ -231,7 +245,7 @@ def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
             standardise(output, data.splits["train"])
             for output in usable_outputs(spec, data.index.outputs, config.outputs)
         ),
-        clip=spec.clip,
+        clip=input_spec(composed),
         frames=config.clip.frames,
         size=config.clip.size,
         stride=config.clip.stride,

@@ -6,6 +6,7 @@ the frames come, either the source waits (``queue``) or the oldest waiting frame
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import math
@@ -25,16 +26,19 @@ from torchvision import tv_tensors
 from medvid_core.config import ClipConfig
 from medvid_core.data import transforms
 from medvid_core.data.readers.live import LiveFrame, live_frames
-from medvid_core.engine.inference import FRAME_TASKS, activated
+from medvid_core.engine.inference import activated
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines, write_json
 from medvid_core.engine.setup import accelerator, scan_choice
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import describe, load_model, model_spec
-from medvid_core.specs import OutputSpec
+from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 QUEUE = 8
 """Frames that may wait."""
+
+IDLE_S = 5.0
+"""Seconds after which a folder without a new frame has ended."""
 
 
 @dataclass
@@ -251,8 +255,11 @@ def stream(
     waiting: int = QUEUE,
     most: int | None = None,
     show: Any = None,
+    result: StreamResult | None = None,
 ) -> StreamResult:
     """Predict frame by frame, and write a line of CSV for each as it is done.
+
+    The table is made with the first line: a source that gives no frame leaves nothing behind.
 
     Args:
         streamer: the model.
@@ -262,20 +269,23 @@ def stream(
         waiting: frames that may wait.
         most: stop after so many predictions.
         show: called with each line's values.
+        result: where to put the figures, which are there also where the source breaks off.
 
     Returns:
         The figures; also where the stream was interrupted by Ctrl-C.
 
     Raises:
-        DataError: a frame could not be read; what came before it is predicted and written.
+        DataError: the table is there already; or a frame could not be read: what came before it is predicted and
+            written.
     """
-    result = StreamResult()
+    result = StreamResult() if result is None else result
     line: queue.Queue[Any] = queue.Queue(waiting)
     intake = _Intake(frames, line, drop, streamer.clip.stride)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         raise DataError(f"{path} is there already. Choose another --out.")
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    if path.parent.exists() and not path.parent.is_dir():
+        raise DataError(f"{path.parent} is a file; it must be a folder. Choose another --out.")
+    with contextlib.ExitStack() as opened:
         writer: csv.DictWriter[str] | None = None
         intake.start()
         started = time.perf_counter()
@@ -288,9 +298,6 @@ def stream(
                 begun = time.perf_counter()
                 predicted = values(streamer.info.outputs, streamer.push(frame.image, frame.time_s))
                 now = time.perf_counter()
-                result.work.add(now - begun)
-                result.latency.add(now - arrived)
-                result.predicted += 1
                 row = {
                     "frame": frame.number,
                     "time_s": "" if frame.time_s is None else round(frame.time_s, 6),
@@ -299,10 +306,15 @@ def stream(
                     "latency_ms": round(1e3 * (now - arrived), 3),
                 }
                 if writer is None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = opened.enter_context(open(path, "w", newline="", encoding="utf-8"))
                     writer = csv.DictWriter(file, list(row))
                     writer.writeheader()
                 writer.writerow(row)
                 file.flush()  # whoever reads along sees it at once, and a kill loses nothing
+                result.work.add(now - begun)
+                result.latency.add(now - arrived)
+                result.predicted += 1
                 if show is not None:
                     show(row)
         except KeyboardInterrupt:
@@ -325,7 +337,7 @@ def predict_stream(
     drop: bool = False,
     waiting: int = QUEUE,
     most: int | None = None,
-    idle_s: float = 5.0,
+    idle_s: float = IDLE_S,
 ) -> StreamResult:
     """Predict on a file, a growing folder or a capture device, frame by frame.
 
@@ -343,7 +355,8 @@ def predict_stream(
         The figures, which are also printed.
 
     Raises:
-        ConfigError: the model cannot stream, or a setting cannot be used. DataError: the source cannot be read.
+        ConfigError: the model cannot stream, or a setting cannot be used. DataError: the source cannot be read, or
+            breaks off: what came before is predicted, and the figures are written.
     """
     if waiting < 1 or (most is not None and most < 1):
         raise ConfigError("--queue and --frames must be at least 1.")
@@ -358,20 +371,25 @@ def predict_stream(
         progress.say(f"note     the model was trained on every {streamer.clip.stride}th frame, and takes these alone")
     folder = Path(out)
     frames = live_frames(path, device_format, idle_s)
-    with progress:
-        result = stream(
-            streamer,
-            frames,
-            folder / "stream.csv",
-            drop=drop,
-            waiting=waiting,
-            most=most,
-            show=lambda row: progress.live(_line(row)),
-        )
-    write_json(folder / "latency.json", result.summary())
-    for text in _words(result):
-        progress.say(text)
-    progress.say(f"wrote    {folder / 'stream.csv'}")
+    result = StreamResult()
+    try:
+        with progress:
+            stream(
+                streamer,
+                frames,
+                folder / "stream.csv",
+                drop=drop,
+                waiting=waiting,
+                most=most,
+                show=lambda row: progress.live(_line(row)),
+                result=result,
+            )
+    finally:
+        if result.predicted:
+            write_json(folder / "latency.json", result.summary())
+            for text in _words(result):
+                progress.say(text)
+            progress.say(f"wrote    {folder / 'stream.csv'}")
     return result
 
 

@@ -27,11 +27,23 @@ from medvid_core.data.sampling import steps_per_epoch
 from medvid_core.engine import checkpoint
 from medvid_core.engine.baselines import constant_predictor, from_history
 from medvid_core.engine.run import Clock, Run, now, peak_memory_mib
-from medvid_core.engine.scoring import CaseRow, problems, score_cases, summarise, write_tables
+from medvid_core.engine.scoring import (
+    CaseRow,
+    own_alarms,
+    problems,
+    score_cases,
+    set_alarms,
+    summarise,
+    write_tables,
+)
 from medvid_core.engine.session import Session, open_session
 from medvid_core.errors import MedvidError
+from medvid_core.metrics.anomaly import alarms_of, raise_alarms
 from medvid_core.models import MODEL_FILE, build_model, save_model
 from medvid_core.plugins import Registry
+
+Alarms = Mapping[str, Mapping[str, float]]
+"""See `ScoredCase.alarms`."""
 
 
 class StopRequest:
@@ -60,14 +72,15 @@ def learning_rate(step: int, total: int, per_epoch: int, optimizer: OptimizerCon
     With ``unit: epoch`` this equals PyTorch's ``CosineAnnealingLR`` stepped once an epoch
     (Loshchilov & Hutter, ICLR 2017, equation 5, without restarts).
     """
-    if step < schedule.warmup_steps:
-        return optimizer.lr * (step + 1) / (schedule.warmup_steps + 1)
+    warmup = schedule.warmup_steps or round(schedule.warmup * total)
+    if step < warmup:
+        return optimizer.lr * (step + 1) / (warmup + 1)
     if schedule.name == "constant":
         return optimizer.lr
     if schedule.unit == "epoch":
         done, whole = step // per_epoch, max(1, math.ceil(total / per_epoch))
     else:
-        done, whole = step - schedule.warmup_steps, max(1, total - schedule.warmup_steps)
+        done, whole = step - warmup, max(1, total - warmup)
     return schedule.final_lr + (optimizer.lr - schedule.final_lr) * (1 + math.cos(math.pi * done / whole)) / 2
 
 
@@ -135,7 +148,7 @@ def _loop(session: Session, stop: StopRequest) -> None:
         session.data.splits["train"],
         session.items,
         config.clip,
-        session.composed.model.clip,
+        session.info.clip,
         session.steps,
         config.augment,
         config.seed,
@@ -185,7 +198,7 @@ def _step(session: Session, micro_batches: list[Batch], lr: float, stop: bool) -
     """
     front, optimizer, config, state = session.accelerator, session.optimizer, session.composed.config, session.state
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     counts, asked = _total_counts(session, micro_batches, stop)
     sums: dict[str, Tensor] = {}
     for micro, batch in enumerate(micro_batches):
@@ -216,7 +229,7 @@ def _step(session: Session, micro_batches: list[Batch], lr: float, stop: bool) -
     optimizer.step()
     optimizer.zero_grad()
     if session.average is not None:
-        _update_average(session.average, session.network, config.train.ema)
+        _update_average(session.average, session.network, average_decay(config.train.ema, state.step))
     return values, asked
 
 
@@ -237,6 +250,14 @@ def _reduce_parts(front: Accelerator, sums: Mapping[str, Tensor]) -> dict[str, f
     return {"loss": sum(parts.values()), **(parts if len(parts) > 1 else {})}
 
 
+def average_decay(decay: float, step: int) -> float:
+    """Return the decay of the moving average after ``step`` steps: less at first, or it would keep the random start.
+
+    min(decay, (1 + step) / (10 + step)), as in TensorFlow's ``ExponentialMovingAverage`` and timm's ``ModelEmaV3``.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average of the parameters; buffers are copied."""
     with torch.no_grad():
@@ -247,8 +268,9 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
 
 
 def _score(
-    session: Session, model: nn.Module, cases: Sequence[Case], what: str
+    session: Session, model: nn.Module, cases: Sequence[Case], what: str, alarms: Alarms | None = None
 ) -> tuple[list[CaseRow], dict[str, float]]:
+    """Score cases, with the alarm thresholds that others gave."""
     front = session.accelerator
     rows = score_cases(
         model,
@@ -260,7 +282,18 @@ def _score(
     )
     for line in problems(rows):
         session.note(line)
+    if alarms:
+        set_alarms(rows, alarms)
     return rows, summarise(rows, session.scorer.metrics)
+
+
+def _alarms(session: Session, model: nn.Module, what: str) -> Alarms:
+    """Choose on the validation cases the scores above which an alarm is raised; nothing where none is needed."""
+    cases, scorer = session.data.splits["val"], session.scorer
+    if session.reported != "test" or not cases or not raise_alarms(scorer.metrics):
+        return {}
+    rows, _ = _score(session, model, cases, what)
+    return alarms_of([row.scored for row in rows if row["scored_frames"] and row.scored], scorer.others)
 
 
 def _evaluate(session: Session) -> None:
@@ -328,14 +361,16 @@ def _finish(session: Session) -> None:
     network.load_state_dict(tensors)
     if run.main:
         save_model(network, run.directory / MODEL_FILE)  # first of all: whatever fails below, the model is there
-    rows, summary = _score(session, network, splits[part], f"{part} cases")
+    alarms = _alarms(session, network, "alarm thresholds")
+    rows, summary = _score(session, network, splits[part], f"{part} cases", alarms)
+    if remark := own_alarms(session.scorer.metrics, session.scorer.others, alarms, part):
+        session.note(remark)
     baselines = _baselines(session, splits[part])
     session.observers.notify("medvid_evaluated", run=run, step=session.state.step, rows=rows, summary=summary)
-    run.update(
-        status="done",
-        finished=now(),
+    run.update(  # not yet done: the tables are missing, without which nothing can be compared
         split=part,
         results=summary,
+        alarm_thresholds=alarms,
         baselines=baselines,
         best={"step": session.state.best_step, "value": session.state.best},
         peak_memory_mib=round(peak_memory_mib(front.device), 1),
@@ -361,8 +396,13 @@ def _baselines(session: Session, cases: Sequence[Case]) -> dict[str, dict[str, f
     device = session.accelerator.device
     untrained = build_model(session.info).to(device).eval()
     constant = constant_predictor(session.data.splits["train"], session.scorer.outputs, session.composed.config.clip)
+    networks = {"untrained": untrained, "constant": constant.to(device)}
     return {
-        "untrained": _score(session, untrained, cases, "untrained baseline")[1],
-        "constant": _score(session, constant.to(device), cases, "constant baseline")[1],
+        **{name: _baseline(session, network, cases, name) for name, network in networks.items()},
         **from_history(cases, session.scorer.others, session.scorer.metrics),
     }
+
+
+def _baseline(session: Session, network: nn.Module, cases: Sequence[Case], name: str) -> dict[str, float]:
+    alarms = _alarms(session, network, f"alarm thresholds of the {name} baseline")
+    return _score(session, network, cases, f"{name} baseline", alarms)[1]

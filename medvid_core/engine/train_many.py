@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medvid_core.config import Composed, compose, flatten, parse_overrides, read_config_file
-from medvid_core.engine.finished import names_of
-from medvid_core.engine.run import read_json
+from medvid_core.engine.finished import has_finished, names_of
 from medvid_core.engine.setup import model_info, open_data
 from medvid_core.errors import ConfigError
 from medvid_core.plugins import Registry
@@ -50,7 +49,7 @@ def train_missing(
         name = f"{number} of {len(plans)}, {composed.model.name} with seed {composed.config.seed}"
         written = directory / "config.yaml"
         if (directory / "run.json").is_file():
-            if read_json(directory / "run.json").get("status") == "done":
+            if has_finished(directory):
                 say(f"kept     run {name}: {directory}")
                 continue
             say(f"resuming run {name}")

@@ -1,5 +1,5 @@
 """Losses that any model may use."""
 
-from medvid_core.losses.base import Loss
+from medvid_core.losses.base import ChecksTraining, Loss
 
-__all__ = ["Loss"]
+__all__ = ["ChecksTraining", "Loss"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from medvid_core.data.clip import Batch
+    from medvid_core.data.clip import Batch, Case
 
 
 class Loss(Protocol):
@@ -24,4 +24,25 @@ class Loss(Protocol):
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the sum of each part, weights folded in, as differentiable scalar tensors."""
+        ...
+
+
+@runtime_checkable
+class ChecksTraining(Protocol):
+    """What a loss may have besides: whoever has this method is asked once, before training begins."""
+
+    def check_training(self, model: nn.Module, cases: Sequence[Case]) -> Sequence[str]:
+        """Refuse what the loss cannot learn with, rather than let a run end with nothing learnt.
+
+        Args:
+            model: the network as built.
+            cases: the training cases.
+
+        Returns:
+            What the user should know of, a line each: shown, and kept in the run's record.
+
+        Raises:
+            ConfigError: the network gives something else than the loss takes.
+            DataError: the cases hold nothing to learn from.
+        """
         ...

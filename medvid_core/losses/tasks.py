@@ -5,11 +5,12 @@ Only what is known counts: a missing target is left out, never taken for zero.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvid_core.data.clip import Batch, Case
 from medvid_core.errors import ConfigError, DataError
@@ -83,6 +84,32 @@ class ByTask:
                     f"loss.class_weights has {len(config.class_weights)} values for the {len(output.classes)} classes "
                     f"of {output.name!r}."
                 )
+
+    def check_training(self, model: nn.Module, cases: Sequence[Case]) -> list[str]:
+        """Refuse a network whose anomaly score is an error: labels would pull it where it cannot go.
+
+        Returns:
+            A line where videos are labelled abnormal as a whole and are longer than a clip: the label is taken for that
+            of each clip, and many clips hold nothing abnormal.
+
+        Raises:
+            ConfigError: it is.
+        """
+        notes = []
+        for output in self.outputs:
+            if output.task == "anomaly" and scores_error(model):
+                raise ConfigError(
+                    f"The loss 'by-task' learns {output.name!r} from labels, and the score of this network is an "
+                    "error, which it learns to make small on normal videos. Set loss=normal-only, or "
+                    "model.anomaly=head where the model has it."
+                )
+            longest = max((case.frames for case in cases if _only_as_a_whole(case, output)), default=0)
+            if output.task == "anomaly" and longest > (length := _clip_frames(model)):
+                notes.append(
+                    f"{output.name}: videos of up to {longest} frames are labelled as a whole, and each clip of {length} "
+                    "is taught their label, whatever it shows. Let clip.frames times clip.stride cover a video."
+                )
+        return notes
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return the number of clips, or of frames, each part is averaged over."""
@@ -181,6 +208,17 @@ class ByTask:
         }
 
 
+def _only_as_a_whole(case: Case, output: OutputSpec) -> bool:
+    """Whether a video is known to be abnormal, but not where."""
+    return case.targets.get(output.name) == 1 and output.name not in case.frame_targets
+
+
+def _clip_frames(model: nn.Module) -> int:
+    """Frames of a video that a clip spans; of a network made without medvid, as many as there are."""
+    info = getattr(model, "medvid", None)
+    return int(info.frames * info.stride) if info is not None else sys.maxsize
+
+
 _WEAK_TERMS = ("video", "smoothness", "sparsity")
 
 
@@ -200,8 +238,9 @@ def _neighbours(real: Tensor) -> Tensor:
     return real[:, 1:] & real[:, :-1]
 
 
-LEAST_ERROR = -0.1
-"""An error is not negative, but for rounding in half precision."""
+def scores_error(model: nn.Module) -> bool:
+    """Whether a network says of its anomaly score that it is an error, small where all is normal (see `ModelSpec`)."""
+    return bool(getattr(model, "scores_error", False))
 
 
 class NormalOnly:
@@ -213,17 +252,25 @@ class NormalOnly:
     def __init__(self, output: OutputSpec) -> None:
         self.name = output.name
 
-    def check_cases(self, cases: Sequence[Case]) -> None:
-        """Refuse training cases of which none is normal: there would be nothing to learn.
+    def check_training(self, model: nn.Module, cases: Sequence[Case]) -> list[str]:
+        """Refuse a score that is no error, and would fall for ever; and training cases of which none is normal.
 
         Raises:
-            DataError: none is.
+            ConfigError: the network does not say that its score is an error.
+            DataError: no case is normal: there would be nothing to learn.
         """
+        if not scores_error(model):
+            raise ConfigError(
+                "The loss 'normal-only' is for networks whose anomaly score is an error, small where all is normal; "
+                "that of this one is not. Set model.anomaly=forecast where the model has it, or learn from the labels "
+                "with loss=by-task."
+            )
         if not any(self._may_be_normal(case) for case in cases):
             raise DataError(
                 f"The loss 'normal-only' learns from normal videos, and all {len(cases)} training cases are abnormal "
                 f"({self.name}). Add normal ones, or learn from the labels with loss=by-task."
             )
+        return []
 
     def _may_be_normal(self, case: Case) -> bool:
         """Whether a case is known to be normal, or to hold a stretch that is, without being labelled abnormal."""
@@ -242,19 +289,8 @@ class NormalOnly:
         return {self.name: self._frames(batch).sum()}
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return the summed score.
-
-        Raises:
-            ConfigError: a score is negative: it is no error, and would be made ever smaller.
-        """
-        scores = at_least_float32(outputs[self.name])
-        if scores.min() < LEAST_ERROR:
-            raise ConfigError(
-                f"The loss 'normal-only' is for models whose anomaly score is an error, which is never negative; this "
-                f"one scores {scores.min():.3f}. Set model.anomaly=forecast where the model has it, or learn from the "
-                "labels with loss=by-task."
-            )
-        return {self.name: (scores * self._frames(batch)).sum()}
+        """Return the summed score."""
+        return {self.name: (at_least_float32(outputs[self.name]) * self._frames(batch)).sum()}
 
 
 def build_by_task(config: ByTaskConfig, outputs: tuple[OutputSpec, ...]) -> ByTask:

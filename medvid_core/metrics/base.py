@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medvid_core.data.clip import UNLABELLED
+from medvid_core.data.clip import UNLABELLED, Case
 from medvid_core.specs import OutputSpec
 
 Row = Mapping[str, float]
@@ -26,10 +27,22 @@ class ScoredFrames:
         probabilities: [T,K,H,W]; K = 1: of the foreground.
         mask: class of each pixel, long [T,H,W]; 255 = unlabelled.
         labelled: which frames are annotated, bool [T].
+        spacing: mm per pixel (row, column) of these arrays; None where unknown.
+        indices: number of each frame in its video.
+        case: the video; None where unknown.
     """
 
-    def __init__(self, probabilities: Tensor, mask: Tensor, labelled: Tensor) -> None:
+    def __init__(
+        self,
+        probabilities: Tensor,
+        mask: Tensor,
+        labelled: Tensor,
+        spacing: tuple[float, float] | None = None,
+        indices: Sequence[int] = (),
+        case: Case | None = None,
+    ) -> None:
         self.probabilities, self.mask, self.labelled = probabilities, mask, labelled
+        self.spacing, self.indices, self.case = spacing, tuple(indices), case
 
     @functools.cached_property
     def foreground(self) -> range:
@@ -79,6 +92,9 @@ class ScoredCase:
             an anomaly 0 or 1, shape []. Outputs whose target is unknown are absent.
         true_frames: of every frame [T], by output; NaN where unknown. Absent likewise.
         fps: frames a second, NaN where unknown.
+        last: of numbers, what was measured last before, by output [D]; NaN where unknown. Absent likewise.
+        alarms: of anomalies, by output, the scores above which a ``frame`` and a ``video`` raise an alarm, chosen on
+            validation cases. Absent where they were not: metrics then choose them on the cases they are given.
     """
 
     case_id: str
@@ -87,6 +103,8 @@ class ScoredCase:
     true: Mapping[str, Floats]
     true_frames: Mapping[str, Floats] = field(default_factory=dict)
     fps: float = math.nan
+    last: Mapping[str, Floats] = field(default_factory=dict)
+    alarms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class CaseMetric:
@@ -125,24 +143,41 @@ def to_classes(probabilities: Tensor) -> Tensor:
 
 
 class Metric:
-    """A metric in three stages: per frame, per case, over all cases.
+    """A metric of masks in three stages: per frame, per case, over all cases.
 
     Subclasses give `name` and `per_frame`; the other two stages are means unless overridden. Values that are not
     defined are NaN and left out of means.
+
+    Attributes:
+        name: the metric, and the beginning of all its columns.
+        every_frame: whether it is given the frames that nobody annotated, too.
     """
 
     name = ""
+    every_frame = False
 
     def __init__(self, outputs: tuple[OutputSpec, ...]) -> None:
         self.outputs = outputs
 
     def per_frame(self, frames: ScoredFrames) -> Mapping[str, Tensor]:
-        """Return the metric and its parts (``dice``, ``dice/lv``) for each frame, [T]."""
+        """Return the metric and its parts (``dice``, ``dice/lv``) for each frame, [T].
+
+        What `per_case` makes numbers of may have further axes, [T,...].
+        """
         raise NotImplementedError
 
-    def per_case(self, values: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
-        """Return a case's row from the values of its annotated frames."""
+    def per_case(self, values: Mapping[str, Floats]) -> Mapping[str, float | Floats]:
+        """Return a case's row from the values of its frames, in order; of none, the mapping is empty.
+
+        Arrays are for `across`, and are in no table.
+        """
         return {name: mean(column) for name, column in values.items()}
+
+    def across(self, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
+        """Complete, in place, the rows of all cases by what one case alone does not tell, such as two views of a heart.
+
+        Called once, before `summarise`. The row of a case without scored frames lacks the metric's columns.
+        """
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, float]:
         """Return the metric over all cases."""

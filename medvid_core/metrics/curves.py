@@ -71,11 +71,11 @@ def alarm_threshold(normal: Floats, specificity: float = SPECIFICITY) -> float:
     return float(np.partition(normal, rank)[rank])
 
 
-def sensitivity_at(scores: Floats, positive: Bools, specificity: float = SPECIFICITY) -> float:
-    """Return the share of positives above `alarm_threshold` of the negatives: the ROC curve at this specificity.
+def share_above(scores: Floats, limits: Floats) -> float:
+    """Return the share of scores [N] that lie above their limits [N]; NaN without scores, or if one of either is NaN.
 
-    NaN if only one class occurs, or a score is NaN.
+    Of positives that is the sensitivity of these limits, of negatives 1 - specificity.
     """
-    if _undefined(scores, positive):
+    if not len(scores) or np.isnan(scores).any() or np.isnan(limits).any():
         return math.nan
-    return float((scores[positive] > alarm_threshold(scores[~positive], specificity)).mean())
+    return float((scores > limits).mean())

@@ -9,7 +9,7 @@ values per case is their mean. All are shares, 0 to 1; papers print edit score a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from medvid_core.metrics.base import CaseMetric, ScoredCase
 from medvid_core.metrics.classification import confusion, f1_of
-from medvid_core.metrics.gather import nan_mean, remembered
+from medvid_core.metrics.gather import nan_mean, remembered, stacked
 from medvid_core.specs import OutputSpec
 
 OVERLAPS = (10, 25, 50)
@@ -87,11 +87,7 @@ def edit_score(true: Integers, predicted: Integers) -> float:
 
 def _counts(case: ScoredCase, output: OutputSpec) -> Integers:
     """Return the confusion matrix of a case's frames [K,K]."""
-
-    def compute() -> Integers:
-        return confusion(*known_frames(case, output), len(output.classes))
-
-    return remembered(case, ("frame confusion", output.name), compute)
+    return confusion(*known_frames(case, output), len(output.classes))
 
 
 class _OfVideos(CaseMetric):
@@ -113,9 +109,14 @@ class _OfVideos(CaseMetric):
 
     def summarise(self, cases: Sequence[ScoredCase]) -> dict[str, float]:
         """Return the mean over videos."""
-        rows = [self.per_case(case) for case in cases]
-        columns = [self.column(output) for output in self.outputs]
-        return {column: nan_mean([row.get(column, math.nan) for row in rows]) for column in columns}
+        found = {}
+        for output in self.outputs:
+            values = stacked(cases, (self.name, output.name), partial(self._of_known, output=output))
+            found[self.column(output)] = nan_mean(values)
+        return found
+
+    def _of_known(self, case: ScoredCase, output: OutputSpec) -> float:
+        return self.of_video(case, output) if output.name in case.true_frames else math.nan
 
 
 class FrameAccuracy(_OfVideos):
@@ -167,18 +168,14 @@ class SegmentalF1(CaseMetric):
 
     def _matches(self, case: ScoredCase, output: OutputSpec) -> Integers:
         """Return the counts of a case for every overlap, [3,3]."""
-
-        def compute() -> Integers:
-            classes = known_frames(case, output)
-            return np.stack([matched_segments(*classes, percent / 100) for percent in OVERLAPS])
-
-        return remembered(case, ("segments", output.name), compute)
+        classes = known_frames(case, output)
+        return np.stack([matched_segments(*classes, percent / 100) for percent in OVERLAPS])
 
     def summarise(self, cases: Sequence[ScoredCase]) -> dict[str, float]:
         """Return segmental F1 at 50, 10 and 25 % overlap."""
         found: dict[str, float] = {}
         for output in self.outputs:
-            counts = sum((self._matches(case, output) for case in cases), np.zeros((len(OVERLAPS), 3), dtype=np.int64))
+            counts = _summed(cases, ("segments", output.name), partial(self._matches, output=output), (len(OVERLAPS), 3))
             for percent, (tp, fp, fn) in zip(OVERLAPS, counts.tolist(), strict=True):
                 part = "" if percent == 50 else str(percent)
                 found[self.column(output, part)] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
@@ -197,8 +194,16 @@ class EditScore(_OfVideos):
 
 def _pooled(cases: Sequence[ScoredCase], output: OutputSpec) -> Integers:
     """Return the confusion matrix of all frames [K,K]."""
-    nothing = np.zeros((len(output.classes),) * 2, dtype=np.int64)
-    return sum((_counts(case, output) for case in cases), nothing)
+    shape = (len(output.classes),) * 2
+    return _summed(cases, ("frame confusion", output.name), partial(_counts, output=output), shape)
+
+
+def _summed(
+    cases: Sequence[ScoredCase], key: Hashable, of: Callable[[ScoredCase], Integers], shape: tuple[int, ...]
+) -> Integers:
+    """Return the sum over cases of counts of each."""
+    total: Integers = stacked(cases, key, of).reshape(-1, *shape).sum(0, dtype=np.int64)
+    return total
 
 
 def _share_right(counts: Integers) -> float:

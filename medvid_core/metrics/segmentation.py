@@ -21,12 +21,12 @@ def _ratio(numerator: Tensor, denominator: Tensor, when_zero: Tensor | float) ->
     return torch.where(denominator > 0, value, torch.as_tensor(when_zero, dtype=value.dtype, device=value.device))
 
 
-def _with_classes(name: str, values: Tensor, outputs: tuple[OutputSpec, ...]) -> dict[str, Tensor]:
-    """Return the mean over classes, and each class by name, of values [T,classes]."""
+def with_classes(name: str, values: Tensor, outputs: tuple[OutputSpec, ...]) -> dict[str, Tensor]:
+    """Return the mean over classes where they are not NaN, and each class by name, of values [T,classes]."""
     classes = next(output for output in outputs if output.task == "segmentation").classes
     if len(classes) == 1:
         return {name: values[:, 0]}
-    return {name: values.mean(1), **{f"{name}/{label}": values[:, i] for i, label in enumerate(classes[1:])}}
+    return {name: values.nanmean(1), **{f"{name}/{label}": values[:, i] for i, label in enumerate(classes[1:])}}
 
 
 class Overlap(Metric):
@@ -38,7 +38,7 @@ class Overlap(Metric):
 
     def per_frame(self, frames: ScoredFrames) -> Mapping[str, Tensor]:
         """Return the value of each frame."""
-        return _with_classes(self.name, self.score(*frames.confusion.unbind(2)), self.outputs)
+        return with_classes(self.name, self.score(*frames.confusion.unbind(2)), self.outputs)
 
 
 def _both_empty(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
@@ -119,4 +119,4 @@ class MeanAbsoluteError(Metric):
         for column, number in enumerate(frames.foreground):
             error = (frames.probabilities[:, column + first] - (frames.mask == number).float()).abs() * frames.valid
             columns.append(error.flatten(1).double().sum(1) / frames.valid.flatten(1).sum(1).clamp(min=1))
-        return _with_classes(self.name, torch.stack(columns, 1), self.outputs)
+        return with_classes(self.name, torch.stack(columns, 1), self.outputs)

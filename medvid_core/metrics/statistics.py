@@ -17,8 +17,8 @@ cases and groups changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -239,7 +239,7 @@ def mean_interval(values_by_group: Mapping[str, Sequence[float]], level: float =
     The standard error is that of a ratio of sums over patients, √(G/(G-1) Σ (S_g - m n_g)²) / Σ n_g with S_g the sum
     and n_g the number of a patient's values (Cochran, Sampling Techniques, 1977, §6.4), and there are G - 1 degrees of
     freedom. With as many cases of every patient this is the t-interval of the patients' means. It is not cut where a
-    metric ends, at 0 or 1.
+    metric ends, at 0 or 1: see `bounds_of`.
 
     Args:
         values_by_group: the values of each patient's cases; NaN is left out.
@@ -260,6 +260,27 @@ def mean_interval(values_by_group: Mapping[str, Sequence[float]], level: float =
     half = float(stats.t.ppf((1 + level) / 2, groups - 1)) * error
     note = _notes(_few(groups), "" if error else "all patients are alike, so that the interval says nothing")
     return Interval(value=mean, low=mean - half, high=mean + half, level=level, groups=groups, method=method, note=note)
+
+
+def bounds_of(values: Iterable[float], share: bool) -> tuple[float, float]:
+    """Return below and above what the mean of such values cannot lie: an interval that is shown ends there.
+
+    Values of which none is negative have a mean of at least 0; those of a ``share``, which all lie in [0, 1], one of at
+    most 1.
+
+    Args:
+        values: of cases; NaN is left out.
+        share: whether the metric is one of those of which 1 is the best.
+    """
+    known = [value for value in values if not math.isnan(value)]
+    low = 0.0 if min(known, default=0.0) >= 0 else -math.inf
+    return low, 1.0 if share and low == 0 and max(known, default=0.0) <= 1 else math.inf
+
+
+def cut(interval: Interval, bounds: tuple[float, float]) -> Interval:
+    """Return an interval that ends at the bounds; one that is undefined stays so."""
+    low, high = (float(np.clip(end, *bounds)) for end in (interval.low, interval.high))
+    return replace(interval, low=low, high=high)
 
 
 def defined_values(values_by_group: Mapping[str, Sequence[float]]) -> list[list[float]]:

@@ -67,10 +67,11 @@ class ScanMixer(nn.Module):
         self.add_module(f"x_proj{suffix}", nn.Linear(inner, low + 2 * self.d_state, bias=False))
         dt_proj = nn.Linear(low, inner)
         _init_step_size(dt_proj)
+        _undecayed(dt_proj.bias)
         self.add_module(f"dt_proj{suffix}", dt_proj)
         A_log = torch.arange(1, self.d_state + 1, dtype=torch.float32).log().repeat(inner, 1)
-        self.register_parameter(f"A{suffix}_log", nn.Parameter(A_log))
-        self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
+        self.register_parameter(f"A{suffix}_log", _undecayed(nn.Parameter(A_log)))
+        self.register_parameter(f"D{suffix}", _undecayed(nn.Parameter(torch.ones(inner))))
 
     def _stacked(self, template: str) -> Tensor:
         """One parameter of every branch, [K, ...]; ``{}`` in the name stands for the suffix."""
@@ -249,6 +250,12 @@ class SpatioTemporalMixer(ScanMixer):
 def _exact(x: Tensor) -> Tensor:
     """Float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _undecayed(parameter: nn.Parameter) -> nn.Parameter:
+    """Mark a parameter, as mamba-ssm does, as one that ``optimizer.decay=weights`` leaves alone whatever its shape."""
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
 
 
 def _init_step_size(dt_proj: nn.Linear, shortest: float = 1e-3, longest: float = 0.1, floor: float = 1e-4) -> None:

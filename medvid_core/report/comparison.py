@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvid_core.engine.operations import ENERGY_CAVEAT
 from medvid_core.engine.run import write_json, write_text
-from medvid_core.report.text import UNDEFINED, counted, metric_name, number
+from medvid_core.report.text import BASELINES, UNDEFINED, counted, metric_name, number
 
 if TYPE_CHECKING:
     from medvid_core.engine.compare import Comparison, Entry
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from medvid_core.engine.cost import Cost
 
 NOT_AVAILABLE = "n/a"
-CONSTANT = "best constant prediction"
-GLANCE = 2
-"""Metrics of the first table, which holds time and energy beside them."""
+GLANCE: Mapping[str, tuple[str, ...]] = {
+    "segmentation": ("dice", "jaccard"),
+    "classification": ("accuracy", "f1"),
+    "regression": ("mae", "r2"),
+}
+"""Metrics of the first table, which holds time and energy beside them, by task; of others the first two."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,18 @@ def tables(comparison: Comparison) -> list[Table]:
         found.append(_differences(comparison))
     if any(entry.cost for entry in comparison.entries):
         found = [_glance(comparison), *found, _measured(comparison), _estimated(comparison)]
-    return found
+    return [*found, *_spike_rates(comparison)]
+
+
+def glance(comparison: Comparison) -> list[str]:
+    """Return the metrics of the first table: those that papers print of these tasks, as far as they were computed."""
+    wanted = [metric for task in comparison.tasks for metric in GLANCE.get(task, ())]
+    found = [name for metric in wanted for name in comparison.main if name.split("/")[0] == metric]
+    return list(dict.fromkeys(found)) or list(comparison.main[:2])
 
 
 def _glance(comparison: Comparison) -> Table:
-    names = comparison.main[:GLANCE]
+    names = glance(comparison)
     head = ["model", *(arrow(name, comparison) for name in names), "time per clip, ms", "energy per clip, J"]
     rows = [
         [
@@ -137,8 +147,8 @@ def _results(comparison: Comparison) -> Table:
         [entry.label, str(len(entry.seeds)), *(with_interval(entry.values[name]) for name in names)]
         for entry in comparison.entries
     ]
-    if comparison.constant:
-        rows.append([CONSTANT, "", *(number(comparison.constant.get(name, math.nan)) for name in names)])
+    for baseline, values in comparison.baselines.items():
+        rows.append([baseline_name(baseline), "", *(number(values.get(name, math.nan)) for name in names)])
     data = comparison.data
     lead = (
         f"{counted(data['cases'], 'case')} of {counted(data['patients'], 'patient')}, {data['part']} part of "
@@ -152,6 +162,11 @@ def _results(comparison: Comparison) -> Table:
     return Table(
         "Results", ["model", "seeds", *(arrow(name, comparison) for name in names)], rows, lead, _said(comparison)
     )
+
+
+def baseline_name(baseline: str) -> str:
+    """Return what a trivial predictor is called."""
+    return BASELINES.get(baseline, baseline)
 
 
 def _said(comparison: Comparison) -> str:
@@ -269,7 +284,7 @@ def _circumstances(comparison: Comparison) -> list[str]:
         scan = f", scan by {cost.scan}" if cost.scan else ""
         said[f"{entry.label}: {counted(cost.frames, 'frame')} of {height} x {width} a clip{scan}."] = None
         if cost.load_average is not None and cost.load_average > 0.5:
-            said[f"{entry.label}: the machine was not idle (load average {cost.load_average:.1f})."] = None
+            said[f"The machine was not idle as the command began (load average {cost.load_average:.1f})."] = None
         if cost.memory.note:
             said[f"{entry.label}: no memory, {cost.memory.note}."] = None
         said[f"Energy: {cost.energy.source}."] = None
@@ -286,6 +301,18 @@ def _estimated(comparison: Comparison) -> Table:
         if entry.cost and (dead := sum(rate == 0 for rate in entry.cost.estimate.spike_rates.values()))
     ]
     return Table("Energy, estimated", ["model", *ESTIMATED], rows, after=" ".join([*silent, ENERGY_CAVEAT]))
+
+
+def _spike_rates(comparison: Comparison) -> list[Table]:
+    """Return a table for each model that has layers which see spikes."""
+    found = []
+    for entry in comparison.entries:
+        rates = entry.cost.estimate.spike_rates if entry.cost is not None else {}
+        if rates:
+            rows = [[layer, quantity(100 * rate)] for layer, rate in rates.items()]
+            lead = f"Of every layer that sees spikes, the share of its inputs that are 1, on one clip: {entry.label}."
+            found.append(Table(f"Spike rates of {entry.label}", ["layer", "spike rate, %"], rows, lead))
+    return found
 
 
 # files
@@ -358,8 +385,9 @@ def latex(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return one row a model with every figure; an empty cell where there is none."""
+    """Return one row a model with every figure, and one a trivial predictor; an empty cell where there is none."""
     rows = [_flat(entry) for entry in comparison.entries]
+    rows += [{"model": baseline_name(name), **values} for name, values in comparison.baselines.items()]
     names = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -380,6 +408,7 @@ def _flat(entry: Entry) -> dict[str, Any]:
     for name, value in entry.values.items():
         row |= {name: value.value, f"{name}:low": value.low, f"{name}:high": value.high}
         row |= {f"{name}:deviation_over_seeds": value.deviation, f"{name}:patients": value.patients}
+        row |= {f"{name}:untrained": entry.untrained.get(name, math.nan)}
     for name, found in entry.differences.items():
         row |= {f"{name}:difference": found.difference, f"{name}:difference_low": found.low}
         row |= {f"{name}:difference_high": found.high, f"{name}:p": found.p_value, f"{name}:p_holm": found.p_holm}

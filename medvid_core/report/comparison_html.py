@@ -74,7 +74,7 @@ def _defined(comparison: Comparison, name: str) -> bool:
 
 def _forest(comparison: Comparison, name: str) -> str:
     entries, colours = comparison.entries, _colours(comparison.entries)
-    constant = comparison.constant.get(name)
+    constant = comparison.baselines.get("constant", {}).get(name)
 
     def draw(axes: Axes) -> None:
         for row, (entry, colour) in enumerate(zip(entries, colours, strict=True)):

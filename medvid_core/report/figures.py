@@ -170,6 +170,43 @@ def agreement(true: Floats, predicted: Floats) -> tuple[float, float, float]:
     return bias, bias - half, bias + half
 
 
+def breakdown_plot(
+    names: Sequence[str],
+    cases: Sequence[Floats],
+    intervals: Sequence[tuple[float, float, float]],
+    whole: float,
+    title: str,
+    alt: str,
+) -> str:
+    """Return a row for each group of cases: each case as a dot, their value with its interval as a diamond and a line.
+
+    Args:
+        names: of the groups.
+        cases: the cases' own values, NaN where they have none.
+        intervals: value, lower and upper end of each group; NaN where there is none.
+        whole: value of all cases, a dotted line.
+        title: what stands above.
+        alt: for those who do not see it.
+    """
+
+    def draw(axes: Axes) -> None:
+        jitter = np.random.default_rng(0)
+        for row, (values, (value, low, high)) in enumerate(zip(cases, intervals, strict=True)):
+            known = values[~np.isnan(values)]
+            known = known[few(len(known))] if len(known) else known
+            heights = row + jitter.uniform(-0.16, 0.16, len(known))
+            axes.plot(known, heights, "o", ms=4.5, color=ACCENT, alpha=0.5, mec="none")
+            axes.plot([low, high], [row, row], color=INK, linewidth=1.8)
+            axes.plot([value], [row], "D", ms=5.5, color=INK)
+        axes.axvline(whole, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+        labels = [f"{shortened(name, 24)} (n = {len(values)})" for name, values in zip(names, cases, strict=True)]
+        axes.set_yticks(range(len(names)), labels)
+        axes.set(ylim=(len(names) - 0.5, -0.5), title=title)
+        axes.grid(axis="y", visible=False)
+
+    return plot(draw, alt, height=1.1 + 0.42 * len(names))
+
+
 def score_histogram(scores: Floats, abnormal: Bools, title: str, alt: str) -> str:
     """Return how the scores [N] of normal and of abnormal frames are spread, each as shares of its kind."""
     edges = np.histogram_bin_edges(scores, bins=int(np.clip(np.sqrt(len(scores)), 6, 30)))

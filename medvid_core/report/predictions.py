@@ -1,4 +1,7 @@
-"""What was predicted beside masks, by task: confusion, curves, agreement, scores and bands, in pictures and CSV."""
+"""What was predicted beside masks, by task: confusion, curves, agreement, scores and bands, in pictures and CSV.
+
+Numbers that were measured in masks, such as the ejection fraction, are among them.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from medvid_core.report.evidence import Evidence
 from medvid_core.report.figures import Bands, Curve
 from medvid_core.report.overlay import safe_name
 from medvid_core.report.palette import palette, to_hex
-from medvid_core.report.rundata import RunData
-from medvid_core.report.text import counted, esc, joined, number, section, tag
+from medvid_core.report.rundata import RunData, as_float
+from medvid_core.report.text import counted, esc, joined, metric_name, number, section, tag
 from medvid_core.specs import OutputSpec
 
 MOST_BANDS = 6
@@ -32,14 +35,29 @@ _CONFUSED = ("classification", "ordinal", "frame_classification")
 
 
 def predictions_section(run: RunData, evidence: Evidence) -> str:
-    """Return pictures of what was predicted, output by output; empty where masks alone are."""
+    """Return pictures of what was predicted, output by output; empty where masks alone are, and nothing from them."""
     if evidence.problem:
-        return section("Predictions", tag("p", esc(f"Not shown: {evidence.problem}")))
-    blocks = []
+        return section("Predictions", tag("p", esc(f"Not shown: {evidence.problem}")), *_from_masks(run))
+    blocks = _from_masks(run)
     for output in run.others if evidence.cases else ():
         title = tag("h3", esc(output.name)) if len(run.others) > 1 else ""
         blocks.append(title + _BY_TASK[output.task](output, evidence.cases))
     return section("Predictions", *blocks)
+
+
+def _from_masks(run: RunData) -> list[str]:
+    """Return true against predicted, and the agreement, of every number that a metric measures in both masks."""
+    found = []
+    for column in run.columns:
+        name, _, part = column.rpartition("/")
+        if part != "true" or f"{name}/predicted" not in run.columns:
+            continue
+        pairs = [(as_float(row.get(column)), as_float(row.get(f"{name}/predicted"))) for row in run.scored]
+        known = [pair for pair in pairs if np.isfinite(pair).all()]
+        if known:
+            title = f"{metric_name(name).replace(' error', '')} (from masks)"
+            found.append(_of_number(title, *np.array(known, np.float64).T))
+    return found
 
 
 def write_confusions(run: RunData, evidence: Evidence) -> list[Path]:

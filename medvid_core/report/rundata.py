@@ -17,7 +17,7 @@ from scipy import stats
 
 from medvid_core.errors import DataError
 from medvid_core.report.palette import palette, to_hex
-from medvid_core.report.text import metric_name
+from medvid_core.report.text import BASELINES, metric_name
 from medvid_core.specs import TASKS, OutputSpec
 
 Row = dict[str, Any]
@@ -114,12 +114,8 @@ class RunData:
     @property
     def baseline_names(self) -> dict[str, str]:
         """The trivial predictors that were scored → what they are called here."""
-        known = {
-            "untrained": "untrained network",
-            "constant": "best constant map" if self.outputs[0].task == "segmentation" else "constant prediction",
-            "carry-forward": "last value carried forward",
-            "trend": "straight line through earlier values",
-        }
+        of_masks = {"constant": "best constant map"} if self.outputs[0].task == "segmentation" else {}
+        known = BASELINES | of_masks
         scored = [str(which) for which, values in (self.record.get("baselines") or {}).items() if values]
         ordered = [which for which in known if which in scored] + [which for which in scored if which not in known]
         return {which: known.get(which, which) for which in ordered}
@@ -231,6 +227,8 @@ def interval(rows: Sequence[Row], name: str, share: bool = True) -> tuple[float,
     negative does not go below 0, nor that of a ``share``, whose values all lie in [0, 1], above 1. None below three
     groups, or where they are all equal: the interval would have no width.
     """
+    from medvid_core.metrics.statistics import bounds_of  # loads torch, which importing this module does not
+
     groups: dict[str, list[float]] = {}
     for row in rows:
         value = row.get(name, math.nan)
@@ -240,9 +238,8 @@ def interval(rows: Sequence[Row], name: str, share: bool = True) -> tuple[float,
     if len(means) < 3 or min(means) == max(means):
         return None
     half = float(stats.t.ppf(0.975, len(means) - 1)) * deviation(means) / math.sqrt(len(means))
-    low, high = mean(means) - half, mean(means) + half
-    low = max(0.0, low) if min(means) >= 0 else low
-    return low, min(1.0, high) if share and min(means) >= 0 and max(means) <= 1 else high
+    lowest, highest = bounds_of(means, share)
+    return max(lowest, mean(means) - half), min(highest, mean(means) + half)
 
 
 def read_run(directory: Path) -> RunData:
@@ -251,6 +248,10 @@ def read_run(directory: Path) -> RunData:
     Raises:
         DataError: there is no readable ``run.json``.
     """
+    return read_files(directory, _read_record(directory))
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / "run.json"
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -260,6 +261,11 @@ def read_run(directory: Path) -> RunData:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{path} cannot be read: it holds no JSON object.")
+    return record
+
+
+def read_files(directory: Path, record: Mapping[str, Any]) -> RunData:
+    """Read the files of a run, or of an evaluation, beside its record; any of them may be missing."""
     run = RunData(
         directory=directory,
         record=record,

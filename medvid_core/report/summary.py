@@ -12,7 +12,13 @@ SMALL = 10
 _PART = {"test": "held-out test", "val": "validation", "train": "training"}
 _IN_UNIT = ("mae", "rmse", "mae-low", "bland-altman")
 """Metrics of a regression that have the unit of what is predicted."""
-_UNITS = {"detection-delay": "frames"}
+_UNITS = {
+    "detection-delay": "frames",
+    "ejection-fraction": "percentage points",
+    "ejection-fraction-area-length": "percentage points",
+}
+_LENGTHS = ("mm", "pixels")
+"""Parts that repeat a metric under the name of its unit."""
 
 
 def summary_section(run: RunData) -> str:
@@ -53,6 +59,9 @@ def _unit(run: RunData) -> str:
     numbers = [output.name for output in run.outputs if output.task == "regression"]
     if metric in _UNITS:
         return f" in {_UNITS[metric]}"
+    for unit in _LENGTHS:
+        if f"{metric}/{unit}" in run.columns:
+            return f" in {unit}"
     return f" in the unit of {joined(numbers)}" if numbers and metric in _IN_UNIT else ""
 
 

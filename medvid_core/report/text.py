@@ -20,18 +20,43 @@ _NAMES = {
     "bland-altman": "Limits of agreement, half width",
     "auroc-below": "AUROC, low values",
     "sensitivity-at-95-specificity": "Sensitivity at 95 % specificity",
+    "hausdorff": "Hausdorff distance",
 }
-_CAPITALS = {"auroc": "AUROC", "ap": "AP", "rmse": "RMSE", "f1": "F1"}
+_CAPITALS = {
+    **{"auroc": "AUROC", "ap": "AP", "rmse": "RMSE", "f1": "F1"},
+    **{"hd95": "HD95", "asd": "ASD", "assd": "ASSD"},
+}
 _PARTS = {
     "bland-altman": {"bias": "Bias", "lower": "Limits of agreement, lower", "upper": "Limits of agreement, upper"},
     "frame-auroc": {"per-video": "Frame AUROC, mean over videos"},
     "frame-ap": {"per-video": "Frame AP, mean over videos"},
     "video-auroc": {"max": "Video AUROC, by the highest frame"},
     "video-ap": {"max": "Video AP, by the highest frame"},
+    "sensitivity-at-95-specificity": {
+        "specificity": "Specificity reached",
+        "video": "Sensitivity at 95 % specificity, videos",
+        "video-specificity": "Specificity reached, videos",
+    },
     "detection-delay": {"seconds": "Detection delay, seconds", "missed": "Detection delay, share missed"},
 }
-NEUTRAL = ("prevalence", "bias", "lower", "upper")
-"""Parts of metrics that are neither better nor worse."""
+_FROM_MASKS = {"ejection-fraction": "", "ejection-fraction-area-length": "by area and length"}
+BASELINES = {
+    "untrained": "untrained network",
+    "constant": "constant prediction",
+    "carry-forward": "last value carried forward",
+    "trend": "straight line through earlier values",
+}
+"""What trivial predictors are called."""
+_QUANTITIES = {"edv": "EDV", "esv": "ESV"}
+_AGREEMENT = {
+    "": "error",
+    "rmse": "RMSE",
+    "lower": "limits of agreement, lower",
+    "upper": "limits of agreement, upper",
+    "undefined": "share undefined",
+}
+NEUTRAL = ("prevalence", "bias", "lower", "upper", "correlation", "true", "predicted")
+"""Parts of metrics that are neither better nor worse, or not in the direction of their metric."""
 
 
 def esc(value: object) -> str:
@@ -56,6 +81,8 @@ def with_deviation(value: float, deviation: float) -> str:
 def metric_name(name: str) -> str:
     """Return a metric's name for people: ``dice`` → ``Dice``; ``dice/lv`` → ``Dice, lv``."""
     metric, _, part = name.partition("/")
+    if metric in _FROM_MASKS:
+        return _from_masks(_FROM_MASKS[metric], part.split("/") if part else [])
     if part in _PARTS.get(metric, {}):
         return _PARTS[metric][part]
     if metric == "auroc-below" and part.isdigit():
@@ -66,6 +93,15 @@ def metric_name(name: str) -> str:
         return f"Segmental F1, {part} % overlap"
     shown = _NAMES.get(metric) or _in_words(metric)
     return f"{shown}, {part.replace('/', ', ')}" if part else shown
+
+
+def _from_masks(formula: str, parts: list[str]) -> str:
+    """Return ``EDV, bias, biplane`` for the parts ``biplane``, ``edv``, ``bias`` of an ejection fraction from masks."""
+    what = next((_QUANTITIES[part] for part in parts if part in _QUANTITIES), "EF")
+    planes = ["biplane"] if "biplane" in parts else []
+    rest = "".join(part for part in parts if part != "biplane" and part not in _QUANTITIES)
+    said = _AGREEMENT.get(rest, rest)
+    return ", ".join([f"{what} {said}" if not rest else f"{what}, {said}", *planes, *([formula] if formula else [])])
 
 
 def _in_words(metric: str) -> str:

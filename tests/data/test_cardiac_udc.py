@@ -66,7 +66,7 @@ def test_people_sites_and_views(root):
         "Site_R_52/patient-10-4": ("patient-10", "Site_R_52", "4", (3,)),
     }
     assert dict(found.skipped) == {
-        "Site_R_52/patient-2-4": "the same clip is in label_all_frame, labelled in every frame"
+        "Site_R_52/patient-2-4": "the same clip is in label_all_frame, with as many labelled frames or more"
     }
     assert [(output.name, output.task, output.classes) for output in found.outputs] == [
         ("mask", "segmentation", ("background", "lv", "la", "ra", "rv")),
@@ -76,6 +76,34 @@ def test_people_sites_and_views(root):
         int(case.group_id.startswith("patient")) for case in found.cases
     ]
     assert pickle.loads(pickle.dumps(found)) == found
+
+
+def used(found) -> set[str]:
+    return {case.case_id for case in found.cases}
+
+
+def test_a_labelled_clip_is_not_given_up_for_one_that_is_not(root):
+    """Whether the other one lacks its label, cannot be read, or has fewer labelled frames."""
+    label = root / "label_all_frame/patient-2-4_label.nii.gz"
+    for spoil in (label.unlink, lambda: label.write_bytes(b"nothing"), lambda: save(label, labels((1,)))):
+        spoil()
+        for masks in (True, False):
+            found = index(root, masks=masks)
+            assert ("Site_R_52/patient-2-4" in used(found)) == masks
+            assert ("label_all_frame/patient-2-4" in used(found)) == (not masks)
+        assert "label_all_frame/patient-2-4" in index(root).skipped
+
+
+def test_an_id_of_two_sites_may_be_two_clips(root):
+    """Which of them stands in label_all_frame too, nobody can say: all are used, as one patient."""
+    clip(root, "Site_G_20/patient-2-4", labels())
+    found = index(root)
+    assert not found.skipped
+    assert {case.case_id for case in found.cases if case.group_id == "patient-2"} == {
+        "label_all_frame/patient-2-4",
+        "Site_G_20/patient-2-4",
+        "Site_R_52/patient-2-4",
+    }
 
 
 def test_frames_stand_upright(root):

@@ -602,6 +602,14 @@ def test_manifest_of_anomalies(clips):
         ),
         (("file,anomaly", "a.avi,maybe"), {}, r"row 2, column anomaly: 'maybe' is not 0, 1, or frames such as 10-20"),
         (("file,anomaly", "a.avi,2-9"), {}, r"row 2: frame 9 is labelled, but the clip has 4 frames"),
+        (
+            ("file,anomaly", "a.avi,2"),
+            {},
+            r"row 2, column anomaly: '2' is neither 0 nor 1, which are said of the whole clip\. If frame 2 is meant, "
+            r"write 2-2; likewise 0-0 and 1-1 for the frames 0 and 1\.",
+        ),
+        (("file,anomaly", f"a.avi,{'1' * 5000}"), {}, r"column anomaly: '1{60}' is not 0, 1, or frames such as 10-20"),
+        (("file,frame_labels", f"a.avi,0-{'1' * 5000}:x"), {}, r"column frame_labels: '0-1{58}' is not frames and a"),
     ],
 )
 def test_manifest_errors_of_labels(clips, lines, config, message):
@@ -629,6 +637,20 @@ def test_manifest_that_is_not_there(tmp_path):
     (tmp_path / "manifest.csv").write_bytes(b"file,label\n\xff\xfe,x")
     with pytest.raises(DataError, match=r"cannot be read as a CSV table .* Save it as CSV in UTF-8"):
         manifest.index(tmp_path, ManifestConfig())
+
+
+def test_manifest_of_single_abnormal_frames(clips):
+    """The frames 0 and 1 are written as ranges, as 0 and 1 alone are of the clip."""
+    found = read_table(clips, "file,anomaly", "a.avi,0-0", "b.avi,1-1", "in/c.avi,0;3")
+    assert [case.targets["anomaly"] for case in found.cases] == [1, 1, 1]
+    assert [case.frame_targets["anomaly"] for case in found.cases] == [(1, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 1)]
+
+
+def test_manifest_of_labels_that_are_very_long_numbers(clips):
+    """Class names are sorted as numbers, however many digits they have."""
+    long = "1" * 5000
+    found = read_table(clips, "file,label", f"a.avi,{long}", "b.avi,9", "in/c.avi,10")
+    assert found.outputs[0].classes == ("9", "10", long)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import subprocess
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from medvid_core.data.clip import Source
 from medvid_core.data.datasets import manifest
 from medvid_core.data.datasets.manifest import ManifestConfig
 from medvid_core.data.datasets.unlabelled import find_cases
-from medvid_core.data.readers import dicom, frame_count, image_size, read_images, read_masks
+from medvid_core.data.readers import dicom, dicom_header, frame_count, image_size, read_images, read_masks
 from medvid_core.data.readers.dicom_header import patient_hash
 from medvid_core.errors import DataError
 
@@ -397,33 +399,118 @@ def test_truncated_files(tmp_path):
     for path, cut in ((plain, 5), (plain, 200), (jpeg, 40), (jpeg, 400)):
         short = tmp_path / f"{cut}.dcm"
         short.write_bytes(path.read_bytes()[:-cut])
-        with pytest.raises(DataError, match=rf"{cut}\.dcm declares \d frames but holds fewer: it is truncated"):
+        with pytest.raises(DataError, match=rf"{cut}\.dcm declares more frames than it holds: it is truncated"):
             dicom.probe(str(short))
     fewer = write(tmp_path / "c.dcm", ramp(), NumberOfFrames=5)
-    with pytest.raises(DataError, match=r"declares 5 frames but holds fewer"):
+    with pytest.raises(DataError, match=r"declares more frames than it holds"):
         dicom.probe(str(fewer))
+
+
+def whole_file(path: Path) -> bytes:
+    """A compressed cine with all that is read from a header; made once."""
+    if not path.exists():
+        compressed(path, colours(4, (16, 16)), FrameTime="40", SequenceOfUltrasoundRegions=[region((0, 0, 9, 5))])
+    return path.read_bytes()
+
+
+def said_of(path: Path, content: bytes, caplog) -> tuple[str, str]:
+    """Read a file; return the error, and with it, as a traceback would show it, every warning and line of log."""
+    path.write_bytes(content)
+    caplog.clear()
+    shown = error_text = ""
+    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("always")
+        try:
+            frames = dicom.probe(str(path)).frames
+            if frames < 100:
+                assert len(dicom.read(str(path), [frames - 1])) == 1
+        except DataError as error:
+            error_text, shown = str(error), "".join(traceback.format_exception(error))
+    path.unlink()
+    return error_text, "\n".join([shown, *(str(warning.message) for warning in warned), caplog.text])
+
+
+def assert_nobody_is_named(said: str) -> None:
+    for secret in ("Doe", "Jane", "SECRET", "4711", BIRTH):
+        assert secret not in said
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
-def test_any_damage_is_read_or_a_clear_error(tmp_path, data):
-    whole = tmp_path / "whole.dcm"
-    if not whole.exists():
-        compressed(whole, colours(4, (16, 16)), FrameTime="40", SequenceOfUltrasoundRegions=[region((0, 0, 9, 5))])
-    damaged = bytearray(whole.read_bytes())
+def test_any_damage_is_read_or_a_clear_error(tmp_path, caplog, data):
+    damaged = bytearray(whole_file(tmp_path / "whole.dcm"))
     for _ in range(data.draw(st.integers(0, 4))):
         damaged[data.draw(st.integers(132, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / f"{data.draw(st.integers(0, 10**9))}.dcm"
-    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
-    said = path.name
-    try:
-        frames = dicom.probe(str(path)).frames
-        if frames < 100:
-            assert len(dicom.read(str(path), [frames - 1])) == 1
-    except DataError as error:
-        said = str(error)
-    assert path.name in said
-    path.unlink()
+    error, said = said_of(path, damaged[: data.draw(st.integers(0, len(damaged)))], caplog)
+    assert not error or path.name in error
+    assert_nobody_is_named(said)
+
+
+def lengths_before_the_patient(content: bytes) -> list[int]:
+    """Where the lengths stand of the elements up to the patient's name: one too long swallows name, id and birth."""
+    places, end = [], content.index(NAME.encode())
+    at = content.index(b"DICM") + 4
+    while at < end:
+        wide = content[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN")
+        place = at + 8 if wide else at + 6
+        length = int.from_bytes(content[place : place + (4 if wide else 2)], "little")
+        places.append(place)
+        at = place + (4 if wide else 2) + length
+    return places
+
+
+def test_damaged_lengths_name_nobody(tmp_path, caplog):
+    """Where one value swallows those that follow, no text may quote it: neither medvid's nor pydicom's."""
+    content = whole_file(tmp_path / "whole.dcm")
+    errors = set()
+    for at in lengths_before_the_patient(content):
+        for length in (0, 1, 8, 64, 66, *range(100, 400, 7), 0xFFFF):
+            damaged = content[:at] + length.to_bytes(2, "little") + content[at + 2 :]
+            error, said = said_of(tmp_path / "a.dcm", damaged, caplog)
+            assert_nobody_is_named(said)
+            errors.add(error.partition("a.dcm ")[2][:24])
+    assert {"is compressed as somethi", "holds no pixels: it is t"} <= errors
+    assert any(error.startswith("cannot be decoded (") for error in errors)
+
+
+def test_a_damaged_element_is_not_quoted_as_the_kind_of_pixels(tmp_path, caplog):
+    """Elements that describe pixels may be the patient's in a damaged header."""
+    content = write(tmp_path / "a.dcm", colours()).read_bytes()
+    name, kind = b"\x10\x00\x10\x00PN", b"\x28\x00\x04\x00CS"
+    swapped = content.replace(kind, b"\x29\x00\x04\x00CS").replace(name, b"\x28\x00\x04\x00PN")
+    assert swapped != content
+    error, said = said_of(tmp_path / "b.dcm", swapped, caplog)
+    assert "b.dcm cannot be decoded (ValueError): it is truncated or damaged" in error
+    assert_nobody_is_named(said)
+
+
+def test_frame_times_of_a_long_cine_take_no_time(tmp_path):
+    """Each time is that of the frame before and its step: not a sum from the start, which grows with the square."""
+
+    class Counted(float):
+        additions = 0
+
+        def __radd__(self, other):
+            Counted.additions += 1
+            return float(other) + float(self)
+
+    count = 300
+    dataset = Dataset()
+    steps = [Counted(10 + number % 3) for number in range(count)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dicom_header, "numbers", lambda value: steps)
+        _, times = dicom_header.timing(dataset, count)
+    assert times == pytest.approx(np.cumsum([0, *steps[1:]]) / 1000)
+    assert Counted.additions <= 3 * count
+
+
+def test_what_is_logged_elsewhere_is_not_kept_back(tmp_path, caplog):
+    """An application that uses pydicom itself still has its log."""
+    dicom.probe(str(write(tmp_path / "a.dcm", ramp())))
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("pydicom").warning("said by another")
+    assert "said by another" in caplog.text
 
 
 def test_pixels_that_are_not_read(tmp_path):

@@ -1,12 +1,12 @@
 """Train, val and test: whole patients, what the data set fixes is obeyed."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvid_core.config import SplitConfig
 from medvid_core.data.clip import Case
-from medvid_core.data.splits import recorded_splits, split_cases
+from medvid_core.data.splits import recorded_splits, split_cases, straddles
 from medvid_core.errors import DataError
 
 
@@ -21,6 +21,7 @@ def ids(splits) -> dict[str, list[str]]:
 FRACTIONS = st.tuples(st.floats(0, 0.49), st.floats(0, 0.49))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40), FRACTIONS, st.integers(0, 2**32))
 def test_no_patient_straddles_parts_and_no_case_is_lost(groups, fractions, seed):
     cases = [case(f"c{number}", f"p{group}") for number, group in enumerate(groups)]
@@ -34,6 +35,7 @@ def test_no_patient_straddles_parts_and_no_case_is_lost(groups, fractions, seed)
     for part, members in splits.items():
         for one in members:
             assert owner.setdefault(one.group_id, part) == part
+    assert not straddles(splits)
     assert sorted(one.case_id for part in splits.values() for one in part) == sorted(one.case_id for one in cases)
     assert splits["train"]
     number = len(set(groups))
@@ -44,6 +46,7 @@ def test_no_patient_straddles_parts_and_no_case_is_lost(groups, fractions, seed)
     assert ids(splits) == ids(split_cases(cases, config))
 
 
+@settings(deadline=None)
 @given(st.permutations([case(f"c{n}", f"p{n % 7}") for n in range(14)]))
 def test_the_order_of_the_files_does_not_matter(cases):
     """A folder listed in another order gives the same parts."""
@@ -132,4 +135,6 @@ def test_clips_of_one_patient_are_divided_only_where_it_is_asked_for():
     )
     splits = split_cases(cases, SplitConfig(group="none"))
     assert [len(splits[part]) for part in ("train", "val", "test")] == [7, 1, 2]
+    assert {one.group_id for part in splits.values() for one in part} == {"p"}  # whose they are is not forgotten
+    assert straddles(splits)
     assert len(split_cases(cases, SplitConfig(test=0, val=0))["train"]) == 10

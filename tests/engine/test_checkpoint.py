@@ -202,6 +202,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     assert text.startswith(f"{path} does not fit this run's model and optimiser: ")
 
 
+def test_moments_of_other_parameters_are_refused(tmp_path):
+    """PyTorch takes them by number, whatever their shape: an optimiser grouped otherwise would learn from nonsense."""
+    path = tmp_path / "x.safetensors"
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoint.save_training(path, model, optimizer, None, {})
+    assert checkpoint.load_training(path, model, optimizer, None) == {}
+    turned = torch.optim.Adam([{"params": [model.bias]}, {"params": [model.weight]}])
+    text = text_of(checkpoint.load_training, path, model, turned, None)
+    assert text.startswith(f"{path} does not fit this run's model and optimiser: exp_avg")
+    assert " of shape (3,) for weights (3, 2)" in text or " of shape (3, 2) for weights (3,)" in text
+
+
 def test_weights_that_do_not_fit_their_header_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     model = tiny()

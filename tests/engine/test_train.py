@@ -9,7 +9,10 @@ import torch
 
 from medvid_core.config import OptimizerConfig, ScheduleConfig, compose
 from medvid_core.engine import checkpoint
-from medvid_core.engine.train import _update_average, learning_rate
+from medvid_core.engine.session import build_optimizer
+from medvid_core.engine.train import _update_average, average_decay, learning_rate
+from medvid_core.errors import ConfigError
+from medvid_core.ops import BidirectionalMixer
 from medvid_core.plugins import registry
 
 WORDS = ("preset=tiny", "dataset.cases=5", "dataset.frames=5", "dataset.size=[40,40]", "evaluate.overlays=0")
@@ -71,6 +74,88 @@ def test_warm_up_rises_in_a_line_to_the_rate():
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
+def test_warm_up_as_a_fraction_of_all_steps():
+    """A tenth of 40 steps is four of them; the cosine has the rest."""
+    of_steps, of_all = ScheduleConfig(warmup_steps=4), ScheduleConfig(warmup=0.1)
+    for schedule in (of_steps, of_all):
+        rates = [learning_rate(step, 40, 5, OptimizerConfig(lr=1.0), schedule) for step in range(40)]
+        assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert rates[4:] == sorted(rates[4:], reverse=True)
+        assert rates[-1] < 0.01
+    none = [learning_rate(step, 4, 4, OptimizerConfig(lr=1.0), of_all) for step in range(4)]
+    assert none[0] == 1.0  # four steps have no tenth
+
+
+class Layers(torch.nn.Module):
+    """Weights, biases, a norm, and a scan, whose A has two dimensions and shall not decay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        self.encoder2 = torch.nn.Linear(4, 4)
+        self.mixer = BidirectionalMixer(4, d_state=2)
+        self.head = torch.nn.Linear(4, 1).requires_grad_(False)
+
+
+def settings_of(model, **config) -> dict[str, tuple[float, float]]:
+    """Weight decay and factor of the learning rate of each parameter that the optimiser has, by name."""
+    optimizer = build_optimizer(OptimizerConfig(**config), model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["weight_decay"], group["lr_scale"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_all_parameters_are_one_group_unless_told_otherwise():
+    """In the model's order, so that checkpoints number them as they always did."""
+    model = Layers()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    (group,) = build_optimizer(OptimizerConfig(weight_decay=0.3), model).param_groups
+    assert [id(parameter) for parameter in group["params"]] == list(map(id, trained))
+    assert (group["weight_decay"], group["lr_scale"]) == (0.3, 1.0)
+
+
+def test_only_weights_decay():
+    """Neither biases and norms nor what the scan exempts: A, D and the bias of the step size, in both directions."""
+    model = Layers()
+    found = settings_of(model, weight_decay=0.3, decay="weights")
+    assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, (decay, _) in found.items() if decay} == {
+        "encoder.0.weight",
+        "encoder2.weight",
+        "mixer.in_proj.weight",
+        "mixer.out_proj.weight",
+        *(f"mixer.{part}{way}.weight" for part in ("conv1d", "x_proj", "dt_proj") for way in ("", "_b")),
+    }
+    assert {decay for decay, _ in found.values()} == {0.0, 0.3}
+    assert model.mixer.A_log.ndim == 2
+
+
+def test_factors_of_the_learning_rate_reach_the_parameters_they_name():
+    """By module, whole names only, or pattern; of several that fit, the longest counts."""
+    found = settings_of(Layers(), lr_scale={"encoder": 0.5, "encoder.1": 0.25, "*.bias": 3.0})
+    scales = {name: scale for name, (_, scale) in found.items()}
+    assert scales["encoder.0.weight"] == 0.5
+    assert scales["encoder.0.bias"] == 0.5
+    assert scales["encoder.1.weight"] == scales["encoder.1.bias"] == 0.25
+    assert scales["encoder2.weight"] == 1.0
+    assert scales["encoder2.bias"] == scales["mixer.dt_proj.bias"] == 3.0
+    assert {decay for decay, _ in found.values()} == {0.01}
+
+
+@pytest.mark.parametrize("pattern", ["enncoder.0", "encoder.9", "head", "coder", "", "*.gamma"])
+def test_a_factor_for_nothing_is_refused(pattern):
+    """Misspelt, not there, or frozen: the text names it and what there is."""
+    with pytest.raises(ConfigError) as info:
+        build_optimizer(OptimizerConfig(lr_scale={"encoder": 0.5, pattern: 0.1}), Layers())
+    text = str(info.value)
+    assert text.startswith(f"optimizer.lr_scale names {pattern!r}, which fits no trained parameter.")
+    assert "Their names begin: encoder.0, encoder.1, encoder2.weight, encoder2.bias, mixer.A_log, " in text
+    assert ("Did you mean 'encoder.0'?" in text) == (pattern == "enncoder.0")
+
+
 def plain_loop(words):
     """What the engine promises to do, in plain PyTorch."""
     from medvid_core import create_loss, create_model
@@ -89,14 +174,24 @@ def plain_loop(words):
     clips = TrainingClips(cases, items, config.clip, model.medvid.clip, (), config.augment, config.seed)
     loss = create_loss("dice-ce", data.outputs)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer.name]
-    optimizer = kind(model.parameters(), config.optimizer.lr, weight_decay=config.optimizer.weight_decay)
+    slow = [p for name, p in model.named_parameters() if name.startswith("net.model.1.")]
+    rest = [p for name, p in model.named_parameters() if not name.startswith("net.model.1.")]
+    decay = config.optimizer.weight_decay
+    groups = [
+        {"params": [p for p in parameters if (p.ndim > 1) == thick], "weight_decay": decay if thick else 0.0}
+        for parameters in (rest, slow)
+        for thick in (True, False)
+    ]
+    grouped = bool(config.optimizer.lr_scale)
+    optimizer = kind(groups if grouped else model.parameters(), config.optimizer.lr, weight_decay=decay)
     size, micro = config.train.batch_size, config.train.batch_size // config.train.accumulate
     per_epoch = steps_per_epoch(len(items), size)
     model.train()
     losses = []
     for step in range(config.train.max_steps):
         rate = learning_rate(step, config.train.max_steps, per_epoch, config.optimizer, config.schedule)
-        optimizer.param_groups[0]["lr"] = rate
+        for group, factor in zip(optimizer.param_groups, (1, 1, 0.1, 0.1), strict=False):
+            group["lr"] = rate * factor
         epoch, row = divmod(step, per_epoch)
         order = epoch_order(config.seed, epoch, len(items), size)[row]
         samples = [clips[ClipKey(epoch, row * size + i, int(item))] for i, item in enumerate(order)]
@@ -132,6 +227,14 @@ def plain_loop(words):
             "optimizer.name=adam",
             "optimizer.clip_norm=0.5",
             "schedule.unit=epoch",
+        ),
+        (
+            "train.max_steps=5",
+            "train.batch_size=2",
+            "optimizer.weight_decay=0.3",
+            "optimizer.decay=weights",
+            "optimizer.lr_scale={net.model.1: 0.1}",
+            "schedule.warmup=0.4",
         ),
     ],
 )
@@ -186,6 +289,14 @@ def test_moving_average():
     _update_average(average, network, 0.9)
     assert torch.allclose(average.weight, 0.9 * before + 0.1 * network.weight)
     assert torch.equal(average.running_mean, network.running_mean)
+
+
+def test_the_moving_average_soon_forgets_the_random_start():
+    """Of ten thousand steps as of ten, no more than a few per cent of it are left."""
+    for steps in (10, 100, 10_000):
+        kept = math.prod(average_decay(0.999, step) for step in range(steps))
+        assert kept < 0.05
+    assert average_decay(0.999, 1_000_000) == 0.999
 
 
 def test_the_moving_average_is_what_is_evaluated_and_kept(trained, tmp_path):

@@ -42,8 +42,8 @@ def frames(folder: Path, count: int, brightness: int = 0) -> Path:
 # --- EchoNet-Dynamic -----------------------------------------------------------------------------------------------
 
 CHORDS = [(16, 4, 16, 26), (12, 6, 20, 6), (8, 12, 24, 12), (10, 18, 22, 18), (14, 24, 18, 24)]
-CLIPS = ("clip.frames=4", "clip.size=[32,32]", "augment.pad=2")
-"""In place of the 32 frames of 112 x 112 pixels that come with the data set."""
+CLIPS = ("augment.pad=2",)
+"""In place of the 12 pixels that come with the data set; its 32 frames of 112 x 112 give way to those of the preset."""
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,11 @@ def echonet(tmp_path_factory) -> Path:
     return root
 
 
-def test_the_ejection_fraction_of_echonet(medvid, echonet, tmp_path):
+def test_the_ejection_fraction_of_echonet(medvid, echonet, tmp_path, capsys):
     """Its splits, its clips; averaged over every clip of a video on demand."""
     run = tmp_path / "run"
     medvid("--model", "cnn-mamba", "--data", echonet, *TINY, *CLIPS, "--out", run)
+    assert "\npredicts ejection_fraction: regression\n" in capsys.readouterr().err
     record = record_of(run)
     assert record["dataset"]["cases"] == {"train": 4, "val": 1, "test": 2}
     assert [row["true/ejection_fraction"] for row in rows(run)] == ["65.0", "70.0"]
@@ -178,6 +179,8 @@ def test_stress_echo_of_one_patient_is_refused_unless_clips_are_to_be_divided(re
     divided = ("dataset.label_column=stage_name", "split.group=none", "evaluate.overlays=1")
     medvid(*words, *divided, "--out", tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 4
+    assert len({row["group_id"] for row in rows(tmp_path / "run")}) == 1
+    assert any("on both sides of the split" in note for note in record_of(tmp_path / "run")["notes"])
 
 
 @pytest.mark.parametrize("ordinal", [True, False])
@@ -190,7 +193,9 @@ def test_a_folder_a_grade(medvid, tmp_path, ordinal):
     medvid("--model", "cnn", "--data", tmp_path / "data", f"dataset.ordinal={ordinal}", *TINY, "--out", run)
     (row, *_) = rows(run)
     assert row["true/label"] == row["case_id"].split("/")[0]
-    assert [name for name in row if name.startswith("p/")] == [f"p/label/{k}" for k in range(3 if ordinal else 4)]
+    assert [name for name in row if name.startswith("p/")] == [
+        f"p/label/{'>' * ordinal}{k}" for k in range(3 if ordinal else 4)
+    ]
     assert ("kappa" in record_of(run)["results"]) == ordinal
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from medvid_core import ConfigError, OutputSpec, create_loss
+from medvid_core import Case, ConfigError, DataError, OutputSpec, create_loss
+from medvid_core.losses import ChecksTraining
 from medvid_core.losses.tasks import top_k_mean
 
 
@@ -124,6 +125,28 @@ def test_normal_only_never_sees_an_abnormal_video():
     frames = batch(frames=2, frame_targets=[[0.0, 1.0], [0.0, 0.0]])
     found = parts(output("anomaly", ("x",)), [[9.0, 9.0], [0.5, 0.25]], frames, name="normal-only")
     assert found == {"x": (pytest.approx(0.75), 2)}
+
+
+def test_a_score_that_is_an_error_and_labels_do_not_go_together():
+    """Which networks and cases a loss takes, it says before training; a loss of masks has nothing to say."""
+    plain, forecast = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    forecast.scores_error = True
+    anomaly = (output("anomaly", ("x",)),)
+    normal = [Case(case_id="a", group_id="a", frames=2, streams={}, targets={"x": 0.0})]
+    by_task, normal_only = create_loss("by-task", anomaly), create_loss("normal-only", anomaly)
+    assert isinstance(by_task, ChecksTraining)
+    assert isinstance(normal_only, ChecksTraining)
+    by_task.check_training(plain, normal)
+    normal_only.check_training(forecast, normal)
+    create_loss("by-task", (output("classification"),)).check_training(forecast, normal)  # not of its score
+    with pytest.raises(ConfigError, match=r"^The loss 'by-task' learns 'x' from labels, and the score of this network"):
+        by_task.check_training(forecast, normal)
+    with pytest.raises(ConfigError, match=r"^The loss 'normal-only' is for networks whose anomaly score is an error"):
+        normal_only.check_training(plain, normal)
+    with pytest.raises(DataError, match=r"^The loss 'normal-only' learns from normal videos, and all 0 training cases"):
+        normal_only.check_training(forecast, [])
+    mask = OutputSpec(name="mask", task="segmentation", classes=("a",))
+    assert not isinstance(create_loss("dice", (mask,)), ChecksTraining)
 
 
 def test_a_batch_that_knows_nothing_costs_nothing():

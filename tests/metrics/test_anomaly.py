@@ -1,6 +1,7 @@
 """Metrics of anomaly scores: by hand, beside scikit-learn and the training loss, and where they are undefined."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from sklearn import metrics as sk
 from medvid_core import OutputSpec, create_metric
 from medvid_core.losses.tasks import top_k_mean
 from medvid_core.metrics import ScoredCase
-from medvid_core.metrics.anomaly import video_scores, video_truth
+from medvid_core.metrics.anomaly import alarms_of, video_scores, video_truth
+from medvid_core.metrics.gather import Drawn
 
 STALL = OutputSpec(name="stall", task="anomaly", classes=("stall",))
 ALL = (
@@ -132,7 +134,52 @@ def test_detection_by_hand():
     assert score("sensitivity-at-95-specificity", normal, late, missed, at_once) == {
         "sensitivity-at-95-specificity": pytest.approx(2 / 6),  # 19 and 40, of 1 18 19, 1 1 and 40
         "sensitivity-at-95-specificity/video": pytest.approx(2 / 3),  # 50 and 40, not 1, lie above 18.5
+        "sensitivity-at-95-specificity/specificity": pytest.approx(20 / 21),
+        "sensitivity-at-95-specificity/video-specificity": 1.0,
     }
+
+
+def test_thresholds_that_validation_chose_stay():
+    """Whatever the scored cases are like: those of other models raise other alarms, and none may choose anew."""
+    validation = case(range(20), "0" * 20), case([7], "0"), case([40], "1")
+    alarms = alarms_of(validation, [STALL])
+    assert alarms == {"stall": {"frame": 18.0, "video": 18.5}}  # of 21 frames, 20 lie at or below 18
+    made = [
+        replace(one, alarms=alarms)
+        for one in (case([18, 19, 30, 31], "0000"), case([1, 2, 20], "011", fps=2.0), case([17, 18], "11"))
+    ]
+    assert score("sensitivity-at-95-specificity", *made) == {
+        "sensitivity-at-95-specificity": 1 / 4,
+        "sensitivity-at-95-specificity/video": 1 / 2,
+        "sensitivity-at-95-specificity/specificity": pytest.approx(2 / 5),  # 18 and 1, not 19, 30 and 31
+        "sensitivity-at-95-specificity/video-specificity": 0.0,
+    }
+    assert score("detection-delay", *made) == {
+        "detection-delay": 1.0,
+        "detection-delay/seconds": 0.5,
+        "detection-delay/missed": 1 / 2,
+    }
+    own = [replace(one, alarms={}) for one in made]
+    assert score("sensitivity-at-95-specificity", *own)["sensitivity-at-95-specificity"] == 0  # the highest normal: 31
+    other = replace(made[2], alarms={"stall": {"frame": 17.5, "video": 17.5}})  # another model's: its own threshold
+    assert score("sensitivity-at-95-specificity", *made[:2], other)["sensitivity-at-95-specificity"] == 2 / 4
+    assert alarms_of([case([1, 2], "11")], [STALL]) == {"stall": {}}
+    assert alarms_of(validation, [replace(STALL, task="regression")]) == {}
+
+
+@given(st.lists(VIDEO, min_size=1, max_size=5), st.data())
+@settings(max_examples=25)
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_draw_is_scored_as_the_cases_it_holds(name, fixed, videos, data):
+    """What is gathered once from a pool gives, to the bit, what its cases give one by one; with repetition."""
+    alarms = {"stall": {"frame": 2.0, "video": 2.0}} if fixed else {}
+    made = [replace(case(*video, fps=5.0, name=f"c{n}"), alarms=alarms) for n, video in enumerate(videos)]
+    places = data.draw(st.lists(st.integers(0, len(made) - 1), min_size=1, max_size=8))
+    metric, pool = create_metric(name, [STALL]), Drawn(made)
+    for chosen in (places, places[::-1]):
+        expected = metric.summarise([replace(made[place]) for place in chosen])
+        np.testing.assert_equal(metric.summarise(pool.draw(chosen)), expected)
 
 
 @given(st.lists(VIDEO, min_size=1, max_size=5))

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from medvid_core import OutputSpec, create_metric
 from medvid_core.metrics import ScoredCase
-from medvid_core.metrics.curves import alarm_threshold, auroc, average_precision, sensitivity_at
+from medvid_core.metrics.curves import alarm_threshold, auroc, average_precision, share_above
 from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.plugins import registry
 from medvid_core.specs import TASKS
@@ -180,7 +180,7 @@ def test_perfect_prediction_is_one(name, true):
 @settings(max_examples=25)
 def test_monotone_transforms_leave_areas(drawn):
     scores, positive = drawn[0][:, 1], drawn[1] == 1
-    for area in (auroc, average_precision, sensitivity_at):
+    for area in (auroc, average_precision):
         assert area(np.exp(3 * scores) - 7, positive) == pytest.approx(area(scores, positive), nan_ok=True)
 
 
@@ -189,7 +189,8 @@ def test_monotone_transforms_leave_areas(drawn):
 def test_sensitivity_is_a_point_of_the_curve(drawn):
     """The highest sensitivity whose false positives are at most 5 %."""
     scores, positive = drawn[0][:, 1], drawn[1] == 1
-    found = sensitivity_at(scores, positive)
+    limit = alarm_threshold(scores[~positive])
+    found = share_above(scores[positive], np.full(positive.sum(), limit))
     if positive.all() or not positive.any():
         assert math.isnan(found)
     else:
@@ -220,7 +221,8 @@ def test_a_score_that_is_nan_is_not_a_rank():
     scores, positive = np.array([0.1, math.nan]), np.array([False, True])
     assert math.isnan(auroc(scores, positive))
     assert math.isnan(average_precision(scores, positive))
-    assert math.isnan(sensitivity_at(scores, positive))
+    assert math.isnan(share_above(scores, np.zeros(2)))
+    assert math.isnan(share_above(np.zeros(2), scores))
 
 
 def test_unknown_targets_are_left_out():

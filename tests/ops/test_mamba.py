@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from medvid_core.errors import ConfigError
 from medvid_core.ops import BidirectionalMixer, MambaMixer, SpatioTemporalMixer, causal_conv1d, selective_scan
+from medvid_core.ops.scan import grouped_scan
 
 
 def branch(mixer: MambaMixer, x: Tensor, suffix: str) -> Tensor:
@@ -40,6 +43,29 @@ def test_mamba_mixer_is_causal() -> None:
     changed = tokens.clone()
     changed[:, 12:] += 1
     torch.testing.assert_close(mixer(tokens)[:, :12], mixer(changed)[:, :12])
+
+
+def test_mixed_precision_keeps_the_scan_s_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under bf16 autocast products are bf16, but A, D and the bias of the step size enter the scan as they are."""
+    seen: dict[str, Tensor] = {}
+
+    def spy(u: Tensor, delta: Tensor, A: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        seen.update(u=u, A=A, D=kwargs["D"], bias=kwargs["delta_bias"])
+        return grouped_scan(u, delta, A, *args, **kwargs)
+
+    monkeypatch.setattr("medvid_core.ops.mamba.grouped_scan", spy)
+    torch.manual_seed(0)
+    mixer = MambaMixer(8)
+    with torch.no_grad():
+        mixer.A_log.add_(1e-4)  # what bf16 could not hold
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer(torch.randn(1, 6, 8))
+    assert (seen["u"].dtype, y.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert torch.equal(seen["A"][0], -mixer.A_log.exp())
+    assert torch.equal(seen["D"][0], mixer.D)
+    assert torch.equal(seen["bias"][0], mixer.dt_proj.bias)
+    y.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in mixer.parameters())
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 2, 3), (3, 2, 2), (4, 1, 5)])

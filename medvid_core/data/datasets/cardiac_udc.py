@@ -4,8 +4,9 @@
 whose clips are labelled in every frame. What the files do not say by themselves:
 
 - The same id in several views and folders is one patient; ``normal-1`` and ``patient-1`` are two people.
-- Clips of ``label_all_frame`` may stand in a site's folder too. The fully labelled one is used, the other is skipped.
-  Its site is that of the patient's other clips, else ``label_all_frame``.
+- Clips of ``label_all_frame`` may stand in a site's folder too: the same id and view, where one site alone has that id.
+  The one with more labelled frames is used, the other is skipped. Its site is that of the patient's other clips, else
+  ``label_all_frame``.
 - Label values 1 to 4 are left ventricle, left atrium, right atrium and right ventricle in view 4, the apical
   four-chamber view. Other views use the same values for other structures.
 - Labels are chambers or their outlines, which are filled here.
@@ -18,7 +19,7 @@ Reading which frames are labelled unpacks every label file once a run, about 0.2
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,19 +103,20 @@ def index(root: Path | None, config: CardiacUDCConfig) -> Index:
     sites = _sites(clips)
     held_out = _held_out(config.held_out_site, set(sites.values()))
     skipped: dict[str, str] = {}
-    used = _without_repeats([clip for clip in clips if clip.view in config.views], skipped)
+    used = [clip for clip in clips if clip.view in config.views]
     away = {clip.person for clip in clips if sites[clip] == held_out}
     diagnosis = {clip.kind for clip in used} == set(KINDS)
-    cases: list[Case] = []
+    found: dict[_Clip, Case] = {}
     for clip in used:
         if clip.person in away and sites[clip] != held_out:
             skipped[clip.name] = f"the patient is also in the held-out site {held_out}"
             continue
         split = ("test" if sites[clip] == held_out else "train") if held_out else None
         try:
-            cases.append(_case(clip, sites[clip], split, config, diagnosis))
+            found[clip] = _case(clip, sites[clip], split, config, diagnosis)
         except DataError as error:
             skipped[clip.name] = str(error)
+    cases = _without_repeats(found, sites, skipped)
     outputs: list[OutputSpec] = []
     if any("mask" in case.streams for case in cases):
         outputs.append(OutputSpec(name="mask", task="segmentation", classes=tuple(config.classes)))
@@ -175,16 +177,24 @@ def _held_out(wanted: str, sites: set[str]) -> str:
     return found[0] if wanted else ""
 
 
-def _without_repeats(clips: Sequence[_Clip], skipped: dict[str, str]) -> list[_Clip]:
-    """Leave out the clips that are there fully labelled too."""
-    full = {(clip.person, clip.view) for clip in clips if clip.folder.lower() == _ALL_FRAMES}
-    used = []
-    for clip in clips:
-        if clip.folder.lower() != _ALL_FRAMES and (clip.person, clip.view) in full:
-            skipped[clip.name] = f"the same clip is in {_ALL_FRAMES}, labelled in every frame"
-        else:
-            used.append(clip)
-    return used
+def _without_repeats(found: Mapping[_Clip, Case], sites: Mapping[_Clip, str], skipped: dict[str, str]) -> list[Case]:
+    """The cases, of those that are there twice the one with more labelled frames."""
+    used = dict(found)
+    twins = {(sites[clip], clip.person, clip.view): clip for clip in found if clip.folder.lower() == _ALL_FRAMES}
+    for clip in found:
+        twin = twins.get((clip.folder, clip.person, clip.view), clip)
+        if twin != clip:
+            fewer, more = sorted((clip, twin), key=lambda one: (_labelled(found[one]), one == twin))
+            skipped[fewer.name] = f"the same clip is in {more.folder}, with as many labelled frames or more"
+            used.pop(fewer, None)
+    return list(used.values())
+
+
+def _labelled(case: Case) -> int:
+    """How many frames are labelled."""
+    if "mask" not in case.streams:
+        return 0
+    return case.frames if case.labelled is None else len(case.labelled)
 
 
 def _case(clip: _Clip, site: str, split: str | None, config: CardiacUDCConfig, diagnosis: bool) -> Case:

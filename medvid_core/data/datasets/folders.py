@@ -20,8 +20,14 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     Texts that differ only in case or leading zeros are sorted as plain text.
     """
     parts = _DIGITS.split(text)  # text, digits, text, digits, …, text
-    keys = [(0, int(part), "") if place % 2 else (1, 0, part.lower()) for place, part in enumerate(parts) if part]
+    keys = [_number_key(part) if place % 2 else (1, 0, part.lower()) for place, part in enumerate(parts) if part]
     return (*keys, (-1, 0, text))
+
+
+def _number_key(digits: str) -> tuple[int, int, str]:
+    """The key of a number: by length, then by digits, as Python refuses to read thousands of them."""
+    digits = digits.lstrip("0")
+    return 0, len(digits), digits
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

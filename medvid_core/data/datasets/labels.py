@@ -17,7 +17,8 @@ from medvid_core.specs import OutputSpec
 FRAME_LABEL = "frame_label"
 """Name of the output that the column ``frame_labels`` makes."""
 
-_RANGE = re.compile(r"([0-9]+)(?:\s*-\s*([0-9]+))?(?:\s*:\s*(.+))?")
+_RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?(?:\s*:\s*(.+))?")
+_SHOWN = 60  # letters of a cell in an error
 
 Cells = dict[str, str]
 Numbered = Sequence[tuple[int, Cells]]
@@ -80,9 +81,17 @@ class Column:
         return names.index(text), ()
 
     def _anomaly(self, text: str, frames: int, table: Path, where: str) -> tuple[Target, tuple[float, ...]]:
-        """Read 0 or 1, or the abnormal frames; where some row says frames, 0 says it of every frame."""
+        """Read 0 or 1, or the abnormal frames; where some row says frames, 0 says it of every frame.
+
+        A number alone is 0 or 1, of the clip: were 2 frame 2, nobody could tell what 1 means.
+        """
         if text in ("0", "1"):
             return int(text), (0.0,) * frames if self.frames and text == "0" else ()
+        if re.fullmatch("[0-9]{1,9}", text):
+            raise DataError(
+                f"{where}, column {self.name}: {text!r} is neither 0 nor 1, which are said of the whole clip. If frame "
+                f"{text} is meant, write {text}-{text}; likewise 0-0 and 1-1 for the frames 0 and 1."
+            )
         spans = _spans(text, table, f"{where}, column {self.name}", named=False)
         return 1, _of_frames(spans, frames, [1.0] * len(spans), 0.0, where)
 
@@ -196,7 +205,7 @@ def _span(text: str, where: str, named: bool) -> tuple[int, int, str]:
     match = _RANGE.fullmatch(text)
     if match is None or (match[3] is not None) != named or int(match[2] or match[1]) < int(match[1]):
         form = "frames and a label such as 10-20:systole" if named else "0, 1, or frames such as 10-20"
-        raise DataError(f"{where}: {text!r} is not {form}. Frames count from 0; several are separated by ';'.")
+        raise DataError(f"{where}: {text[:_SHOWN]!r} is not {form}. Frames count from 0; several are separated by ';'.")
     return int(match[1]), int(match[2] or match[1]), match[3] or ""
 
 

@@ -70,6 +70,24 @@ def can_read(root: Path) -> bool:
     return root.suffix.lower() == ".csv" if root.is_file() else (root / "manifest.csv").is_file()
 
 
+def hint(root: Path) -> str:
+    """Return how to use the one CSV file of a folder as a manifest; nothing where no column of it is like one's."""
+    tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() == ".csv"] if root.is_dir() else []
+    if len(tables) != 1:
+        return ""
+    try:
+        columns = read_lines(tables[0])[0][1]
+    except (DataError, IndexError):
+        return ""
+    if not any(column.lower() in _KNOWN or "file" in column.lower() for column in columns):
+        return ""
+    return (
+        f"If {tables[0].name} in it lists the clips, call it manifest.csv or give --data {tables[0]}. It needs a "
+        "column file, and mask, label, frame_labels, anomaly or numbers (dataset.targets); it has "
+        f"{', '.join(columns)}."
+    )
+
+
 def index(root: Path | None, config: ManifestConfig) -> Index:
     """List the cases; the header of every video is opened. A video that cannot be read is skipped, by name.
 

@@ -5,14 +5,18 @@ or look-up table that the file names (PS3.3 C.11.2; one for all frames, so that 
 it names none, because a guess would darken 10- and 12-bit recordings without a word. MONOCHROME1 is inverted, YBR
 becomes RGB, a palette is looked up. As masks, pixels keep their raw integers.
 
-No name, id or date of a patient is put into any result or error text; see `medvid_core.data.readers.dicom_header`.
+No name, id or date of a patient is put into any result, error text, warning or log: in a damaged header any element may
+hold them, and pydicom quotes what it cannot read. See also `medvid_core.data.readers.dicom_header`.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +32,7 @@ from medvid_core.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.uid import UID
 
 SUFFIXES = (".dcm", ".dicom")
 """Names of DICOM files end in one of these, in any case; files of no known ending are told by `has_magic`."""
@@ -127,6 +132,42 @@ def _gather(path: str, frames: Sequence[int], raw: bool) -> Array:
     return np.empty((0, 0, 0, 3), np.uint8) if out is None else out
 
 
+class _Hush(logging.Filter):
+    """Drops what is logged by threads that are reading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return threading.get_ident() not in self.threads
+
+
+_hush = _Hush()
+
+
+@functools.cache
+def _hush_pydicom() -> None:
+    """Attach the filter to every logger of pydicom: a logger does not ask the filters of those above it."""
+    importlib.import_module("pydicom.pixels.decoders")  # its loggers are there once it is imported
+    for name in list(logging.Logger.manager.loggerDict):
+        if name.split(".")[0] == "pydicom":
+            logging.getLogger(name).addFilter(_hush)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep back what pydicom warns of and logs: it quotes values, which may be names."""
+    _hush_pydicom()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _hush.threads.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            _hush.threads.discard(threading.get_ident())
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Dataset, BinaryIO]]:
     """Read the header, and leave the file where the pixels begin; what goes wrong is a `DataError` naming the file."""
@@ -134,8 +175,7 @@ def _opened(path: str) -> Iterator[tuple[Dataset, BinaryIO]]:
     from pydicom.errors import InvalidDicomError
 
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may be names
+        with _silent(), open(path, "rb") as file:
             yield dcmread(file, stop_before_pixels=True, specific_tags=list(header.TAGS)), file
     except DataError:
         raise
@@ -146,11 +186,10 @@ def _opened(path: str) -> Iterator[tuple[Dataset, BinaryIO]]:
     except InvalidDicomError as error:
         raise DataError(f"{path} is no DICOM file: DICM does not stand at byte 128. {_REMEDY}") from error
     except Exception as error:  # pydicom and its decoders raise nearly anything on damaged data
-        cause = " ".join(str(error).split())
+        # of the error its kind alone: its text quotes values, which may be names
         raise DataError(
-            f"The DICOM file {path} cannot be decoded ({type(error).__name__}: {cause}): it is truncated or damaged. "
-            f"{_REMEDY}"
-        ) from error
+            f"The DICOM file {path} cannot be decoded ({type(error).__name__}): it is truncated or damaged. {_REMEDY}"
+        ) from None
 
 
 def _frames(dataset: Dataset) -> int:
@@ -185,25 +224,42 @@ def _decoder(dataset: Dataset, path: str) -> str:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError as error:
+    except NotImplementedError:
         raise DataError(
-            f"The DICOM file {path} is compressed as {syntax.name}, which is not read. Convert it: a video stream with "
-            "'dcmdump +W' and FFmpeg to .mp4, an image with 'gdcmconv --raw'."
-        ) from error
+            f"The DICOM file {path} is compressed as {_name(syntax)}, which is not read. Convert it: a video stream "
+            "with 'dcmdump +W' and FFmpeg to .mp4, an image with 'gdcmconv --raw'."
+        ) from None
     if not decoder.is_available:
         raise DataError(
-            f"The DICOM file {path} is compressed as {syntax.name}, for which no decoder is installed. Install them "
+            f"The DICOM file {path} is compressed as {_name(syntax)}, for which no decoder is installed. Install them "
             "with: pip install 'medvid-core[dicom]'."
         )
     usable = [name for name in _DECODERS if name in decoder.available_plugins]
-    if syntax == _JPEG_12_BIT and dataset.BitsStored > 8 and "pillow" in usable:
+    if syntax == _JPEG_12_BIT and _bits(dataset) > 8 and "pillow" in usable:
         usable.remove("pillow")  # reads 8 bits only
         if not usable:
             raise DataError(
-                f"The DICOM file {path} is a JPEG of {dataset.BitsStored} bits, for which no decoder is installed. "
+                f"The DICOM file {path} is a JPEG of {_bits(dataset)} bits, for which no decoder is installed. "
                 "Install one with: pip install 'medvid-core[dicom]'."
             )
     return usable[0] if usable else ""
+
+
+def _name(syntax: UID) -> str:
+    """What a transfer syntax is called; nothing of a text that is none: in a damaged file it may hold a name."""
+    return str(syntax.name) if syntax.is_transfer_syntax else "something unknown"
+
+
+def _bits(dataset: Dataset) -> int:
+    """Bits a pixel.
+
+    Raises:
+        ValueError: if there cannot be so many.
+    """
+    bits = int(dataset.BitsStored)
+    if not 1 <= bits <= 64:
+        raise ValueError
+    return bits
 
 
 def _at_pixels(file: BinaryIO, dataset: Dataset) -> bool:
@@ -234,7 +290,7 @@ def _check_complete(file: BinaryIO, dataset: Dataset, path: str, size: int) -> N
         complete = complete and offsets[-1] + 8 + struct.unpack("<L", file.read(4))[0] <= size
     if not complete:
         raise DataError(
-            f"The DICOM file {path} declares {_frames(dataset)} frames but holds fewer: it is truncated. {_REMEDY}"
+            f"The DICOM file {path} declares more frames than it holds: it is truncated or damaged. {_REMEDY}"
         )
 
 
@@ -250,8 +306,8 @@ def _to_rgb(pixels: Array, dataset: Dataset, path: str) -> Array:
         pixels = apply_color_lut(pixels, dataset)
         pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     elif kind not in _COLOUR or pixels.dtype != np.uint8:
-        raise DataError(
-            f"The DICOM file {path} holds {kind} pixels of {dataset.BitsStored} bits, which are not read: grey, and "
+        raise DataError(  # the kind is a term of the standard: pydicom has refused all others
+            f"The DICOM file {path} holds {kind} pixels of {_bits(dataset)} bits, which are not read: grey, and "
             f"{', '.join((_PALETTE, *_COLOUR))} of 8 bits are. Convert it to RGB."
         )
     return pixels
@@ -261,7 +317,7 @@ def _grey(pixels: Array, dataset: Dataset, path: str) -> Array:
     """Return grey values as uint8 [H,W], drawn through the file's window where they have more than 8 bits."""
     from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-    if dataset.BitsStored <= 8 and not dataset.get("PixelRepresentation"):
+    if _bits(dataset) <= 8 and not dataset.get("PixelRepresentation"):
         return pixels.astype(np.uint8)
     if dataset.get("ModalityLUTSequence"):
         values = apply_modality_lut(pixels, dataset)
@@ -279,7 +335,7 @@ def _grey(pixels: Array, dataset: Dataset, path: str) -> Array:
     )
     if not center or not width or width[0] < 1:
         raise DataError(
-            f"The DICOM file {path} has {dataset.BitsStored} bits a pixel and names no grey window, so that it does "
+            f"The DICOM file {path} has {_bits(dataset)} bits a pixel and names no grey window, so that it does "
             "not say which value is black and which white. Give it a WindowCenter and WindowWidth, or convert it to "
             "8 bits with the window you want."
         )

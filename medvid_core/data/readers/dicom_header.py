@@ -7,6 +7,7 @@ and nothing but its hash leaves this module.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def timing(dataset: Dataset, frames: int) -> tuple[float | None, tuple[float, ..
         steps = steps[1:]
         total = sum(steps)
         even = max(steps) - min(steps) <= 1e-3 * total / len(steps)
-        times = [sum(steps[:number]) / 1000 for number in range(frames)]
+        times = (elapsed / 1000 for elapsed in itertools.accumulate(steps, initial=0.0))
         return 1000 * len(steps) / total, () if even else tuple(times)
     interval = numbers(dataset.get("FrameTime"))
     if interval and interval[0] > 0:

@@ -150,7 +150,7 @@ def _probe(path: str, size: int, changed: int) -> VideoInfo:
     if not count:
         count = _listing(path, size, changed).frames
     if not count:
-        raise DataError(f"The video {path} holds no frames. {_REMEDY.format(path=path)}")
+        raise _empty(path)
     return VideoInfo(count, rate)
 
 
@@ -199,6 +199,11 @@ def _short(path: str, declared: int, found: int) -> DataError:
     return DataError(
         f"The video {path} declares {declared} frames but holds {found}: it is truncated. {_REMEDY.format(path=path)}"
     )
+
+
+def _empty(path: str) -> DataError:
+    """The error for a file without a frame."""
+    return DataError(f"The video {path} holds no frames. {_REMEDY.format(path=path)}")
 
 
 def size(path: str) -> tuple[int, int]:
@@ -330,22 +335,63 @@ def _advance(decoder: Iterator[VideoFrame], stamp: int) -> VideoFrame:
     raise _NotSeekableError
 
 
+def iterate(path: str) -> Iterator[tuple[Array, float | None]]:
+    """Yield all frames in order, uint8 [H,W,3], with their times in seconds (None: unknown); none is kept.
+
+    Times are those that training goes by, of a steady rate; where the file names no rate, its time stamps.
+
+    Raises:
+        DataError: as `read` does, at the frame where the file is found damaged, or after the last it holds.
+    """
+    reformatter = VideoReformatter()
+    shape: tuple[int, ...] | None = None
+    with _opened(path) as (container, stream):
+        if container.format.name == "gif":
+            _check_gif_end(path)
+        rate = float(stream.average_rate) if stream.average_rate else None
+        number = -1
+        for number, frame in enumerate(_frames(container, stream, path)):
+            picture = upright(frame, reformatter)
+            shape = shape or picture.shape
+            _check_size(picture, shape, number, path)
+            yield picture, number / rate if rate else frame.time
+        if (declared := _declared(container, stream)) > number + 1:
+            raise _short(path, declared, number + 1)
+    if shape is None:
+        raise _empty(path)
+
+
+def upright(frame: VideoFrame, reformatter: VideoReformatter) -> Array:
+    """Return a decoded frame as uint8 [H,W,3], turned as its file says.
+
+    Args:
+        frame: as decoded.
+        reformatter: one for all frames: a new one for each converts five times slower.
+    """
+    return np.rot90(reformatter.reformat(frame, format="rgb24").to_ndarray(), round(frame.rotation / 90))
+
+
+def _check_size(picture: Array, shape: tuple[int, ...], number: int, path: str) -> None:
+    """Raise `DataError` for a frame of another size than the first."""
+    if picture.shape != shape:
+        raise DataError(
+            f"The video {path} changes its picture size at frame {number}. "
+            "Make one size of it with 'ffmpeg -i IN -vf scale=WIDTH:HEIGHT OUT.mp4'."
+        )
+
+
 def _collect(pictures: Iterator[tuple[int, VideoFrame]], frames: Sequence[int], path: str) -> Array:
     """Convert the pictures to RGB and put each where it was asked for, uint8 [T,H,W,3]."""
-    reformatter = VideoReformatter()  # shared by all frames: a new one for each converts five times slower
+    reformatter = VideoReformatter()
     places: dict[int, list[int]] = {}
     for position, number in enumerate(frames):
         places.setdefault(number, []).append(position)
     out: Array | None = None
     for number, frame in pictures:
-        picture = np.rot90(reformatter.reformat(frame, format="rgb24").to_ndarray(), round(frame.rotation / 90))
+        picture = upright(frame, reformatter)
         if out is None:
             out = np.empty((len(frames), *picture.shape), np.uint8)
-        if picture.shape != out.shape[1:]:
-            raise DataError(
-                f"The video {path} changes its picture size at frame {number}. "
-                "Make one size of it with 'ffmpeg -i IN -vf scale=WIDTH:HEIGHT OUT.mp4'."
-            )
+        _check_size(picture, out.shape[1:], number, path)
         out[places[number]] = picture
     assert out is not None
     return out

@@ -10,9 +10,15 @@ from medvid_cnn_mamba.network.encoder import FrameEncoder
 from medvid_cnn_mamba.network.heads import Regression
 from medvid_cnn_mamba.network.r2plus1d import R2Plus1D
 from medvid_core.errors import CheckpointError
-from medvid_core.weights import ImportReport, load_strictly
+from medvid_core.weights import ImportReport, load_strictly, normalised_as
 
 ENCODER = "frames.encoder."
+
+KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+"""Mean and standard deviation of pictures in [0, 1] that torchvision's Kinetics-400 weights were trained with."""
+
+ECHONET = ((0.12847, 0.12918, 0.13051), (0.19576, 0.19627, 0.19765))
+"""The same of EchoNet-Dynamic: 32.76, 32.94, 33.28 and 49.92, 50.05, 50.40 of 255, drawn anew by each of its runs."""
 
 COUNTERS = "*.num_batches_tracked"
 """Batches seen by a normalisation: old files lack them, and nothing here reads them."""
@@ -56,9 +62,11 @@ def import_kinetics(state: Mapping[str, Tensor], model: nn.Module) -> ImportRepo
     """
     dead = {"fc.*": "torchvision's classifier of 400 actions"}
     hint = "These weights are for model r2plus1d with model.width=64 and model.blocks=[2,2,2,2]."
-    return load_strictly(
+    report = load_strictly(
         model, state, source="torchvision R(2+1)D-18", dead=dead, fresh=["heads.*", COUNTERS], hint=hint
     )
+    normalised_as(model, *KINETICS)
+    return report
 
 
 def import_echonet(state: Mapping[str, Tensor], model: nn.Module) -> ImportReport:
@@ -82,13 +90,15 @@ def import_echonet(state: Mapping[str, Tensor], model: nn.Module) -> ImportRepor
         bare[f"{name}.linear.weight"] = (weight / scale[:, None]).float()
         bare[f"{name}.linear.bias"] = ((bias - center) / scale).float()
     hint = "These weights are for model r2plus1d with model.width=64 and model.blocks=[2,2,2,2]."
-    return load_strictly(model, bare, source="EchoNet-Dynamic", dead={}, fresh=[COUNTERS], hint=hint)
+    report = load_strictly(model, bare, source="EchoNet-Dynamic", dead={}, fresh=[COUNTERS], hint=hint)
+    normalised_as(model, *ECHONET)
+    return report
 
 
 def _only_number(model: nn.Module) -> tuple[str, Regression]:
     """Return the path and the head of a network that predicts one number."""
-    heads = model.heads.heads if isinstance(model, R2Plus1D) else nn.ModuleDict()
-    found = [(f"heads.heads.{key}", head) for key, head in heads.items() if isinstance(head, Regression)]
+    heads = list(model.heads.heads) if isinstance(model, R2Plus1D) else []
+    found = [(f"heads.heads.{number}", head) for number, head in enumerate(heads) if isinstance(head, Regression)]
     if len(heads) != 1 or len(found) != 1 or found[0][1].linear.out_features != 1:
         raise CheckpointError(
             "EchoNet-Dynamic's network gives one number, so the model must be r2plus1d with one regression output of "

@@ -19,13 +19,17 @@ _RECIPE: Settings = {
     "optimizer.name": "adamw",
     "optimizer.lr": 3e-4,
     "optimizer.weight_decay": 0.05,
+    "optimizer.decay": "weights",
     "optimizer.clip_norm": 1.0,
     "schedule.name": "cosine",
+    "schedule.warmup": 0.05,
     "schedule.final_lr": 1e-6,
     "train.epochs": 45,
     "train.batch_size": 16,
     "train.ema": 0.999,
 }
+
+_IMPORTERS = {"timm": "medvid_cnn_mamba.importer:import_timm"}
 
 _TINY: Settings = {
     "model.encoder": "test_resnet",
@@ -33,6 +37,7 @@ _TINY: Settings = {
     "clip.frames": 4,
     "clip.size": (32, 32),
     "optimizer.lr": 1e-2,
+    "schedule.warmup": 0.0,
     "train.batch_size": 2,
     "train.ema": 0.0,
 }
@@ -44,6 +49,7 @@ _SMALL: Settings = {
     "clip.size": (64, 64),
     "dataset.patients": 160,
     "optimizer.lr": 1e-3,
+    "schedule.warmup": 0.0,
     "train.epochs": 12,
     "train.batch_size": 8,
     "train.ema": 0.0,
@@ -78,11 +84,6 @@ def _without_encoder(tiny: Settings, small: Settings) -> dict[str, Settings]:
 def medvid_models() -> list[ModelSpec]:
     """CNN-Mamba, and what it is compared with."""
     network, config = "medvid_cnn_mamba.network", "medvid_cnn_mamba.config"
-    common = {
-        "clip": _CLIP,
-        "recipe": _RECIPE,
-        "importers": {"timm": "medvid_cnn_mamba.importer:import_timm"},
-    }
     return [
         ModelSpec(
             name="cnn-mamba",
@@ -93,6 +94,9 @@ def medvid_models() -> list[ModelSpec]:
             streaming=True,
             keep_fp32=("*.A_log", "*.A_b_log", "*.D", "*.D_b"),
             shard_units=("MambaLayer",),
+            clip=_CLIP,
+            recipe=_RECIPE,
+            importers=_IMPORTERS,
             card=Card(
                 summary=(
                     "An image network on each frame, optionally one on what changes, and Mamba layers over the "
@@ -104,7 +108,6 @@ def medvid_models() -> list[ModelSpec]:
                 weights_license="none included; those of timm have terms of their own",
                 reproduced="nothing: there is nothing published to reproduce",
             ),
-            **common,
         ),
         ModelSpec(
             name="cnn",
@@ -113,11 +116,13 @@ def medvid_models() -> list[ModelSpec]:
             config=f"{config}:CNNConfig",
             presets=_presets(),
             streaming=True,
+            clip=_CLIP,
+            recipe=_RECIPE,
+            importers=_IMPORTERS,
             card=Card(
                 summary="An image network on each frame and the mean over frames: the baseline without time.",
                 code_license="Apache-2.0",
             ),
-            **common,
         ),
         ModelSpec(
             name="cnn-gru",
@@ -126,12 +131,14 @@ def medvid_models() -> list[ModelSpec]:
             config=f"{config}:CNNGRUConfig",
             presets=_presets(layers=1),
             streaming=True,
+            clip=_CLIP,
+            recipe=_RECIPE,
+            importers=_IMPORTERS,
             card=Card(
                 summary="An image network on each frame and gated recurrent units over the sequence.",
                 paper="Cho et al., EMNLP 2014",
                 code_license="Apache-2.0",
             ),
-            **common,
         ),
         ModelSpec(
             name="cnn-transformer",
@@ -139,12 +146,14 @@ def medvid_models() -> list[ModelSpec]:
             build=f"{network}:build_cnn_transformer",
             config=f"{config}:CNNTransformerConfig",
             presets=_presets(layers=2, heads=4),
+            clip=_CLIP,
+            recipe=_RECIPE,
+            importers=_IMPORTERS,
             card=Card(
                 summary="An image network on each frame and a Transformer encoder over the sequence.",
                 paper="Vaswani et al., NeurIPS 2017",
                 code_license="Apache-2.0",
             ),
-            **common,
         ),
         ModelSpec(
             name="r2plus1d",

@@ -426,3 +426,18 @@ def test_settings_that_cannot_be_used(config, settings_, text):
     with pytest.raises(ConfigError) as error:
         config(**settings_)
     assert str(error.value) == text
+
+
+def test_outputs_may_have_any_name():
+    """Also those of attributes of PyTorch's modules, and two that differ in a dot only."""
+    names = ("type", "half", "training", "values", "a.b", "a_b")
+    outputs = tuple(OutputSpec(name=name, task="regression", classes=("x",) * n) for n, name in enumerate(names, 1))
+    found = network(CNNConfig, outputs)(batch_of(1, 2))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {n: (1, i) for i, n in enumerate(names, 1)}
+
+
+def test_nothing_is_learnt_of_pooling_where_nothing_is_pooled():
+    """Parameters without a gradient stop a run in two processes."""
+    model = network(CNNMambaConfig, ODD, pooling="attention")
+    model(batch_of(1, 3))["odd"].sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -56,8 +56,8 @@ def test_start_is_torchvision_s():
 
 def test_regression_starts_at_the_training_mean():
     model = network().eval()
-    torch.nn.init.zeros_(model.heads.heads["ef"].linear.weight)
-    torch.nn.init.zeros_(model.heads.heads["ef"].linear.bias)
+    torch.nn.init.zeros_(model.heads.heads[2].linear.weight)
+    torch.nn.init.zeros_(model.heads.heads[2].linear.bias)
     assert model({"video": torch.randn(2, 4, 3, 16, 16)})["ef"].flatten().tolist() == pytest.approx([55.6, 55.6])
 
 

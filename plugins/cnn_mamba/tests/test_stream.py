@@ -130,6 +130,17 @@ def test_file_through_the_command(model_file, video, tmp_path, capsys):
         command(model_file, video, "--stream", "--out", tmp_path)  # nothing is written over
 
 
+def test_predict_says_of_every_frame_what_the_stream_says(model, model_file, video, tmp_path):
+    """Of a video of several clips' length: what is known of earlier clips is not forgotten in between."""
+    assert model.medvid.frames < FRAMES / 2
+    command(model_file, video, "--out", tmp_path / "whole", "--no-video")
+    command(model_file, video, "--stream", "--out", tmp_path / "live")
+    with open(tmp_path / "whole" / "clip" / "frames.csv", newline="") as file:
+        whole = [float(row["score/odd"]) for row in csv.DictReader(file)]
+    live = [float(row["odd"]) for row in rows(tmp_path / "live")]
+    assert whole == pytest.approx(live, abs=1e-4)
+
+
 def test_a_device_through_ffmpeg(model_file, tmp_path):
     """FFmpeg's own test picture never ends: --frames ends it."""
     source = "testsrc=size=64x48:rate=30"
@@ -229,3 +240,33 @@ def test_the_histogram_holds_its_quantiles():
     assert latency.quantile_s(1.0) == 1.0
     assert sum(int(line.split()[-1]) for line in latency.bars()) == 1000
     assert len(latency.counts) < 200
+
+
+def test_a_failed_start_leaves_nothing_that_blocks_a_retry(model_file, video, tmp_path, capsys):
+    """The same words once more, with the name put right."""
+    words = ("--stream", "--frames", 2, "--out", tmp_path / "live")
+    with pytest.raises(SystemExit):
+        command(model_file, tmp_path / "clip.mvk", *words)
+    assert "clip.mvk cannot be opened" in capsys.readouterr().err
+    assert not (tmp_path / "live").exists()
+    command(model_file, video, *words)
+    assert len(rows(tmp_path / "live")) == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        command(model_file, video, "--stream", "--out", tmp_path / "file")
+    assert "file is a file; it must be a folder. Choose another --out." in capsys.readouterr().err
+
+
+def test_a_stream_that_breaks_off_has_its_figures(model_file, images, tmp_path, capsys):
+    """What was predicted before is in the table, and how long it took in latency.json."""
+    folder, out = tmp_path / "frames", tmp_path / "live"
+    folder.mkdir()
+    for number, image in enumerate(images[:4]):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (folder / "2.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        command(model_file, folder, "--stream", "--idle", 0.2, "--out", out)
+    assert len(rows(out)) == 2
+    assert json.loads((out / "latency.json").read_text())["predicted"] == 2
+    text = capsys.readouterr().err
+    assert text.index("latency  median") < text.index("2.png cannot be read")

@@ -8,10 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from medvid_core.specs import OutputSpec
-
-FRAME_TASKS = ("frame_classification", "anomaly")
-"""Tasks with a value for every frame; all others have one for the clip."""
+from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 
 class PoolState(NamedTuple):
@@ -87,7 +84,7 @@ class Regression(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,D] -> [B,numbers]."""
-        return self.get_buffer("center") + self.get_buffer("scale") * self.linear(x)
+        return self.get_buffer("center") + self.get_buffer("scale") * cast(Tensor, self.linear(x))
 
 
 def _head(width: int, output: OutputSpec) -> nn.Module:
@@ -111,7 +108,8 @@ class Heads(nn.Module):
         super().__init__()
         self.outputs = tuple(outputs)
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleDict({_key(output): _head(width, output) for output in outputs})
+        # by number: not every name of an output can be that of a module
+        self.heads = nn.ModuleList(_head(width, output) for output in outputs)
 
     def forward(self, frames: Tensor | None, pooled: Tensor) -> dict[str, Tensor]:
         """Return every output.
@@ -121,8 +119,7 @@ class Heads(nn.Module):
             pooled: features of the clip [B,D].
         """
         found = {}
-        for output in self.outputs:
-            head = self.heads[_key(output)]
+        for output, head in zip(self.outputs, self.heads, strict=True):
             if output.task in FRAME_TASKS:
                 assert frames is not None
                 value = head(self.dropout(frames))
@@ -130,7 +127,3 @@ class Heads(nn.Module):
             else:
                 found[output.name] = head(self.dropout(pooled))
         return found
-
-
-def _key(output: OutputSpec) -> str:
-    return output.name.replace(".", "_")  # a dot cannot stand in a module's name

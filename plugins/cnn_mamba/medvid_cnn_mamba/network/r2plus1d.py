@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
 from medvid_cnn_mamba.config import R2Plus1DConfig
-from medvid_cnn_mamba.network.heads import FRAME_TASKS, Heads
+from medvid_cnn_mamba.network.heads import Heads
 from medvid_core.errors import ConfigError
-from medvid_core.specs import OutputSpec
+from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 
 def _separated(source: int, middle: int, target: int) -> nn.Sequential:

@@ -29,6 +29,11 @@ class MambaLayer(nn.Module):
         y = self.mixer(tokens, real) if isinstance(self.mixer, BidirectionalMixer) else self.mixer(tokens)
         return x + cast(Tensor, self.dropout(y))
 
+    def initial_state(self, batch: int) -> MixerState:
+        """Return what a stream starts from."""
+        assert isinstance(self.mixer, MambaMixer)
+        return self.mixer.initial_state(batch)
+
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """Go on with a stream."""
         assert isinstance(self.mixer, MambaMixer)
@@ -72,7 +77,7 @@ class MambaStack(nn.Module):
 
     def initial_state(self, batch: int) -> State:
         """Return the state before the first frame."""
-        return tuple(cast(MambaLayer, layer).mixer.initial_state(batch) for layer in self.layers)
+        return tuple(cast(MambaLayer, layer).initial_state(batch) for layer in self.layers)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Go on with a stream by frames [B,T,D]."""
@@ -96,7 +101,8 @@ class GRUStack(nn.Module):
 
     def initial_state(self, batch: int) -> State:
         """Return the state before the first frame."""
-        return (self.gru.weight_hh_l0.new_zeros(self.gru.num_layers, batch, self.gru.hidden_size),)
+        like = cast(Tensor, self.gru.weight_hh_l0)
+        return (like.new_zeros(self.gru.num_layers, batch, self.gru.hidden_size),)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Go on with a stream by frames [B,T,D]."""

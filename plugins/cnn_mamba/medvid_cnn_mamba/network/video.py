@@ -13,7 +13,7 @@ from medvid_cnn_mamba.network.encoder import FrameEncoder, MotionBranch
 from medvid_cnn_mamba.network.heads import Heads, Pool, PoolState
 from medvid_cnn_mamba.network.temporal import State
 from medvid_core.errors import ConfigError
-from medvid_core.specs import OutputSpec
+from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 
 class Frames(nn.Module):
@@ -93,14 +93,16 @@ class VideoNet(nn.Module):
         super().__init__()
         self.frames = Frames(config, channels)
         self.sequence = sequence
-        self.pool = Pool(config.width, config.pooling)
+        # where only frames are asked for, nothing would train what is learnt of pooling
+        clips = any(output.task not in FRAME_TASKS for output in outputs)
+        self.pool = Pool(config.width, config.pooling if clips else "mean")
         self.heads = Heads(config.width, outputs, config.dropout)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return every output of a batch with ``video`` [B,T,C,H,W] and ``frame_real`` [B,T]."""
         real = batch["frame_real"]
         features = self.sequence(self.frames(batch)[0], real)
-        return self.heads(features, self.pool(features, real))
+        return cast(dict[str, Tensor], self.heads(features, self.pool(features, real)))
 
     def initial_state(self, batch: int) -> NetState:
         """Return what ``batch`` streams start from.
@@ -111,7 +113,8 @@ class VideoNet(nn.Module):
         if not hasattr(self.sequence, "initial_state") or getattr(self.sequence, "bidirectional", False):
             raise ConfigError("This network looks ahead in time, so it cannot stream. Use a causal one.")
         like = next(self.frames.project.parameters())
-        return NetState(None, self.sequence.initial_state(batch), self.pool.initial_state(batch, like))
+        sequence = cast(Any, self.sequence).initial_state(batch)
+        return NetState(None, sequence, self.pool.initial_state(batch, like))
 
     def step(self, frames: Mapping[str, Any], state: NetState) -> tuple[dict[str, Tensor], NetState]:
         """Go on with a stream by one or more frames: equal to `forward` of the whole, piece by piece.
@@ -125,7 +128,7 @@ class VideoNet(nn.Module):
         """
         video = frames["video"]
         real = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)
-        features, sequence = self.sequence.step(self.frames(frames, state.frames)[0], state.sequence)
+        features, sequence = cast(Any, self.sequence).step(self.frames(frames, state.frames)[0], state.sequence)
         pooled, pool = self.pool.step(features, real, state.pool)
         return self.heads(features, pooled), NetState(self.frames.remember(frames), sequence, pool)
 
@@ -144,6 +147,8 @@ class ForecastNet(nn.Module):
     score_t = 1 - cos(forecast made at t-1, features of frame t), in [0, 2]; the first frame scores 0. The frame encoder
     is frozen: trained along, it would make all features alike, and nothing a surprise.
     """
+
+    scores_error = True
 
     def __init__(
         self, config: VideoNetConfig, channels: int, outputs: tuple[OutputSpec, ...], sequence: nn.Module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class ClipConv(nn.Module):
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Tokens [B,T*h*w,C] -> [B,T*h*w,C]."""
         weight, bias = self.dwconv.weight.squeeze(1), cast(Tensor, self.dwconv.bias)
-        return depthwise_conv(tokens.unflatten(1, grid), weight, bias).flatten(1, 3)
+        return depthwise_conv(torch.unflatten(tokens, 1, grid), weight, bias).flatten(1, 3)
 
 
 class DetailFFN(nn.Module):

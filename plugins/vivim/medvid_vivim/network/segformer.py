@@ -124,7 +124,7 @@ class FrameConv(nn.Module):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Tokens [M,h*w,C] -> [M,h*w,C]."""
         weight, bias = self.dwconv.weight, cast(Tensor, self.dwconv.bias)
-        return depthwise_conv(tokens.unflatten(1, (1, height, width)), weight, bias).flatten(1, 3)
+        return depthwise_conv(torch.unflatten(tokens, 1, (1, height, width)), weight, bias).flatten(1, 3)
 
 
 class MixFFN(nn.Module):
