@@ -224,6 +224,8 @@ class TrainConfig:
         save_every_s: seconds between checkpoints, besides one at every evaluation.
         workers: loading processes; None for none on a CPU and up to four on a GPU.
         trainable: which of the model's named choices of parameters is trained.
+        save: ``all`` weights, or only those ``trained``; for the rest the model file names the published file they come
+            from, which must be at hand whenever the model is loaded.
     """
 
     epochs: int = 100
@@ -237,11 +239,13 @@ class TrainConfig:
     save_every_s: float = 300.0
     workers: int | None = None
     trainable: str = "all"
+    save: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "evaluate_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "at least 1")
+        _require_choice("train.save", self.save, ("all", "trained"))
         _require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
         _require(0 <= self.ema < 1, "train.ema", self.ema, "from 0 to below 1")
         _require(self.patience >= 0, "train.patience", self.patience, "0 or more")

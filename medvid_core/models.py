@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from medvid_core import plugins
 from medvid_core.config import build_section, preset_settings
 from medvid_core.engine import checkpoint
+from medvid_core.engine.run import read_json
 from medvid_core.errors import CheckpointError, ConfigError, did_you_mean
 from medvid_core.specs import ClipSpec, LossSpec, MetricSpec, ModelSpec, OutputSpec, resolve
 
@@ -197,10 +200,72 @@ def describe(model: nn.Module) -> ModelInfo:
     return info
 
 
-def save_model(model: nn.Module, path: Path | str, extra: Mapping[str, Any] | None = None) -> None:
-    """Write weights and description to one safetensors file that `load_model` reads."""
+@dataclass(frozen=True)
+class Base:
+    """A published file of weights that a model file leaves a part to.
+
+    Attributes:
+        file: its name.
+        sha256: of its content.
+        source: the importer that reads it.
+        entries: what the model file leaves out.
+        folder: where it was when training began; known to the run's record alone.
+    """
+
+    file: str
+    sha256: str
+    source: str
+    entries: tuple[str, ...]
+    folder: str = ""
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Base:
+        """Read plain data back.
+
+        Raises:
+            CheckpointError: a field is missing or unknown.
+        """
+        try:
+            return Base(**_tuples(data))
+        except TypeError as error:
+            raise CheckpointError(f"The description of the weights a model starts from is damaged: {error}.") from error
+
+    def find(self, beside: Path) -> Path:
+        """Return the file: next to the model file, where the run had it, or in PyTorch's cache of checkpoints.
+
+        Raises:
+            CheckpointError: it is in none of these places, or another one has its name.
+        """
+        record = beside.parent / "run.json"
+        folder = read_json(record).get("base", {}).get("folder") if record.is_file() else None
+        places = [beside.parent, *([Path(folder)] if folder else []), Path(torch.hub.get_dir()) / "checkpoints"]
+        found = [place / self.file for place in places if (place / self.file).is_file()]
+        for path in found:
+            if sha256(path) == self.sha256:
+                return path
+        what = f"{found[0]} has another content" if found else "it was not found"
+        raise CheckpointError(
+            f"{beside} holds what was trained, and takes the rest from {self.file} (sha256 {self.sha256}); {what}. "
+            f"Put that file into {beside.parent}."
+        )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_model(
+    model: nn.Module, path: Path | str, extra: Mapping[str, Any] | None = None, base: Base | None = None
+) -> None:
+    """Write weights and description to one safetensors file that `load_model` reads, without what ``base`` holds."""
     header = {"kind": "model", "model": describe(model).to_dict(), **(extra or {})}
-    checkpoint.write(Path(path), model.state_dict(), header)
+    tensors = model.state_dict()
+    if base is not None:
+        header["base"] = {key: value for key, value in dataclasses.asdict(base).items() if key != "folder"}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in base.entries}
+    checkpoint.write(Path(path), tensors, header)
 
 
 def model_file(run_or_file: Path | str) -> Path:
@@ -231,6 +296,11 @@ def load_model(run_or_file: Path | str) -> nn.Module:
     if header.get("kind") != "model" or not isinstance(header.get("model"), dict):
         raise CheckpointError(f"{path} is not a model file (its header says {header.get('kind')!r}).")
     model = build_model(ModelInfo.from_dict(header["model"]))
+    if "base" in header:
+        base = Base.from_dict(header["base"])
+        import_weights(model, base.find(path), base.source)
+        own = model.state_dict()
+        tensors |= {name: own[name] for name in base.entries if name in own}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

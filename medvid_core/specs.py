@@ -134,7 +134,8 @@ class ModelSpec:
         recipe: default training settings, by dotted key.
         importers: source name to ``(state: dict[str, Tensor], model) -> ImportReport``.
         upstream_config: ``(mapping of upstream constructor arguments) -> config``.
-        trainable: named choices of parameter-name prefixes that are trained; the rest is frozen.
+        trainable: named choices of what is trained, as beginnings or glob patterns of parameter names; the rest is
+            frozen.
         keep_fp32: glob patterns of parameters that suffer in half precision. Core casts none: ``train.precision`` is
             autocast, under which all stay float32. For tools that do cast them.
         shard_units: class names of the modules that FSDP should shard as a whole. Core does not shard yet.

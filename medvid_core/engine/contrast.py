@@ -118,7 +118,7 @@ class _Summary:
 
     def __init__(self, cases: Sequence[RunsCase], metrics: Metrics) -> None:
         runs = range(len(cases[0].rows))
-        self.metrics = metrics
+        self.metrics, self.masks = metrics, any(isinstance(metric, Metric) for metric in metrics)
         self.rows = [[case.rows[number] for case in cases] for number in runs]
         # of all cases or, where masks alone are predicted, of none
         self.scored = [Drawn([one for case in cases if (one := case.scored[number]) is not None]) for number in runs]
@@ -133,7 +133,7 @@ class _Summary:
         return [self._of_run(number, places) for number in range(len(self.rows))]
 
     def _of_run(self, number: int, places: Sequence[int]) -> dict[str, float]:
-        rows = [self.rows[number][place] for place in places]
+        rows = [self.rows[number][place] for place in places] if self.masks else []
         scored = self.scored[number].draw(places) if len(self.scored[number]) else self.scored[number]
         found: dict[str, float] = {}
         for metric in self.metrics:

@@ -39,9 +39,19 @@ from medvid_core.engine.scoring import Scorer, build_metrics, metric_names
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import ChecksTraining, Loss
-from medvid_core.models import ModelInfo, build_model, check_tasks, describe, import_weights
+from medvid_core.models import (
+    Base,
+    ModelInfo,
+    build_model,
+    check_tasks,
+    describe,
+    import_weights,
+    load_model,
+    sha256,
+)
 from medvid_core.plugins import Observers, Registry
 from medvid_core.specs import MetricSpec, ModelSpec, resolve
+from medvid_core.weights import ImportReport
 
 
 @dataclass
@@ -77,6 +87,7 @@ class Session:
     progress: Progress
     steps: Sequence[Step]
     scan: dict[str, str] | None
+    base: Base | None
     state: State = field(default_factory=State)
 
     @property
@@ -164,7 +175,7 @@ def freeze(model: nn.Module, spec: ModelSpec, choice: str) -> None:
             f"Known: {', '.join(known)}."
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(spec.trainable[choice]))
+        parameter.requires_grad_(any(_fits(name, pattern) for pattern in spec.trainable[choice]))
 
 
 def open_session(
@@ -186,11 +197,12 @@ def open_session(
 
     torch.manual_seed(config.seed)
     model = build_model(info)
-    begun = "" if weights is None else _start_from(model, weights, source)
+    begun = None if weights is None else _start_from(model, weights, source)
     if describe(model).clip != info.clip:  # the weights bring the normalisation they were trained with
         info = describe(model)
         config.clip.mean, config.clip.std = info.clip.mean, info.clip.std
     freeze(model, composed.model, config.train.trainable)
+    base = _base(config.train.save, model, begun, weights, source, resume)
     scan = scan_choice(model, front.device, config.train.precision)
     average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
     optimizer = build_optimizer(config.optimizer, model)
@@ -234,12 +246,15 @@ def open_session(
         progress=Progress(enabled=front.is_main_process),
         steps=steps,
         scan=scan,
+        base=base,
     )
     if resume is not None:
         _load_state(session)
     _write_start(session)
-    if begun:
-        session.progress.say(begun)
+    if begun is not None:
+        session.progress.say(begun.text())
+    if base is not None:
+        run.update(base=dataclasses.asdict(base))
     for line in notes:
         session.note(line)
     front.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=_has_unused(model, composed.model))
@@ -265,16 +280,56 @@ def _frozen_at_random(model: nn.Module) -> list[str]:
     return [f"{frozen / 1e6:.2f} M parameters stay as drawn at random: give them weights with --weights and --source."]
 
 
-def _start_from(model: nn.Module, weights: Path, source: str | None) -> str:
+def _start_from(model: nn.Module, weights: Path, source: str | None) -> ImportReport | None:
     """Load weights to start from; return what was loaded, where they come from elsewhere."""
     if source is not None:
-        return import_weights(model, weights, source).text()
-    tensors, _ = checkpoint.read(weights)
+        return import_weights(model, weights, source)
+    tensors, header = checkpoint.read(weights)
+    if "base" in header:
+        tensors = load_model(weights).state_dict()
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {weights} do not fit this model: {error}") from error
-    return ""
+    return None
+
+
+def _base(
+    save: str,
+    model: nn.Module,
+    begun: ImportReport | None,
+    weights: Path | None,
+    source: str | None,
+    resume: Path | None,
+) -> Base | None:
+    """Return what the model file may leave out, as ``train.save`` asks.
+
+    Raises:
+        ConfigError: nothing may be left out: the run starts from no published weights, nothing is frozen, or what is
+            frozen is not in them.
+    """
+    if save == "all":
+        return None
+    if resume is not None:
+        return Base.from_dict(read_json(resume / "run.json")["base"])
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if begun is None or weights is None or source is None or not frozen:
+        raise ConfigError(
+            "train.save=trained leaves out what is frozen and can be had again: start from published weights "
+            "(--weights FILE --source KIND) and freeze a part of the model (train.trainable)."
+        )
+    if lost := sorted(frozen - set(begun.loaded)):
+        raise ConfigError(
+            f"train.save=trained would lose {len(lost)} frozen parameters that {weights} does not hold: "
+            f"{', '.join(lost[:5])}{', …' if len(lost) > 5 else ''}. Set train.save=all."
+        )
+    return Base(
+        file=weights.name,
+        sha256=sha256(weights),
+        source=source,
+        entries=tuple(sorted(frozen)),
+        folder=str(weights.resolve().parent),
+    )
 
 
 def _agree_on_directory(front: Accelerator, out: Path | None, composed: Composed) -> Path:

@@ -333,7 +333,7 @@ def _agree_on_buffers(network: nn.Module, front: Accelerator) -> None:
 
 def _keep_best(session: Session) -> None:
     if session.run.main:
-        save_model(session.evaluated, session.run.checkpoints / "best.safetensors")
+        save_model(session.evaluated, session.run.checkpoints / "best.safetensors", base=session.base)
 
 
 def _save(session: Session) -> None:
@@ -358,9 +358,9 @@ def _finish(session: Session) -> None:
     front.wait_for_everyone()
     tensors, _ = checkpoint.read(best)
     network = session.network
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, strict=session.base is None)
     if run.main:
-        save_model(network, run.directory / MODEL_FILE)  # first of all: whatever fails below, the model is there
+        save_model(network, run.directory / MODEL_FILE, base=session.base)  # first of all: whatever fails below, the model is there
     alarms = _alarms(session, network, "alarm thresholds")
     rows, summary = _score(session, network, splits[part], f"{part} cases", alarms)
     if remark := own_alarms(session.scorer.metrics, session.scorer.others, alarms, part):

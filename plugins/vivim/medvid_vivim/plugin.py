@@ -84,7 +84,6 @@ def medvid_models() -> list[ModelSpec]:
             },
             upstream_config="medvid_vivim.config:from_upstream",
             trainable={
-                "all": ("",),
                 "decoder": ("decoder.", "out.", "edgeocr_cls_head."),
                 "temporal": ("encoder.stages.", "decoder.", "out.", "edgeocr_cls_head."),
             },
