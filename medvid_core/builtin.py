@@ -327,6 +327,8 @@ _CASE_METRICS = (
     ("squared-correlation", _NUMBERS, "regression:SquaredCorrelation", "Square of Pearson's correlation."),
     ("bland-altman", _NUMBERS, "regression:BlandAltman", "Limits of agreement: half their width, bias, both.", False),
     ("auroc-below", _NUMBERS, "regression:AUROCBelow", "AUROC for true values below 35, 40, 45 and 50."),
+    ("auroc-worsened", _NUMBERS, "regression:AUROCWorsened", "AUROC for values that fell by 10 since the last visit."),
+    ("c-index", _NUMBERS, "regression:CIndex", "Concordance of predicted and true change since the last visit."),
     ("mae-low", _NUMBERS, "regression:LowRangeError", "Mean absolute error where true values are low.", False),
     ("frame-accuracy", _FRAMES, "frames:FrameAccuracy", "Share of the frames whose class is right."),
     ("frame-f1", _FRAMES, "frames:FrameF1", "Macro F1 of all frames."),

@@ -150,6 +150,7 @@ def from_history(
                     for output in outputs
                     if output.name in case.targets
                 },
+                last={output.name: np.array([_last(case, output.name)]) for output in outputs},
             )
             for case in cases
         ]

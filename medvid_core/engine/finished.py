@@ -185,7 +185,17 @@ def _case(row: Cells, frames: Sequence[Cells], outputs: Sequence[OutputSpec]) ->
         true=true,
         true_frames={name: values for name, values in true_frames.items() if not np.isnan(values).all()},
         fps=_number(row.get("fps", "")),
+        last={output.name: values for output in outputs if (values := _last(row, output)) is not None},
     )
+
+
+def _last(row: Cells, output: OutputSpec) -> Floats | None:
+    """Return what was measured before; None where nothing was, as for all that is no number."""
+    name = output.name if len(output.classes) == 1 else f"{output.name}/{output.classes[0]}"
+    if output.task != "regression" or f"last/{name}" not in row:
+        return None
+    values = _numbers_of(row, "last", output)
+    return None if np.isnan(values).all() else values
 
 
 def _of_case(row: Cells, output: OutputSpec) -> tuple[Floats, Floats]:
@@ -194,9 +204,7 @@ def _of_case(row: Cells, output: OutputSpec) -> tuple[Floats, Floats]:
     if output.task == "multilabel":
         return _numbers(row, f"p/{name}", classes), _numbers(row, f"true/{name}", classes)
     if output.task == "regression":
-        if len(classes) == 1:
-            return np.array([_number(row[f"predicted/{name}"])]), np.array([_number(row[f"true/{name}"])])
-        return _numbers(row, f"predicted/{name}", classes), _numbers(row, f"true/{name}", classes)
+        return _numbers_of(row, "predicted", output), _numbers_of(row, "true", output)
     # of grades, the probability of lying above each but the last
     labels = [f">{grade}" for grade in classes[:-1]] if output.task == "ordinal" else classes
     return _numbers(row, f"p/{name}", labels), np.array(_index(row[f"true/{name}"], classes))
@@ -214,6 +222,13 @@ def _of_frames(frames: Sequence[Cells], output: OutputSpec) -> tuple[Floats, Flo
         np.array([_numbers(line, f"p/{name}", output.classes) for line in frames]),
         np.array([_index(line[f"true/{name}"], output.classes) for line in frames]),
     )
+
+
+def _numbers_of(row: Cells, kind: str, output: OutputSpec) -> Floats:
+    """Return the numbers of a regression; the only one stands under the name of the output."""
+    if len(output.classes) == 1:
+        return np.array([_number(row[f"{kind}/{output.name}"])])
+    return _numbers(row, f"{kind}/{output.name}", output.classes)
 
 
 def _numbers(row: Cells, start: str, labels: Sequence[str]) -> Floats:

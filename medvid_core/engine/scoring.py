@@ -24,7 +24,7 @@ from medvid_core.data.transforms import to_source
 from medvid_core.engine.inference import FrameBlock, Windows, predict_case, segment_case
 from medvid_core.errors import DataError
 from medvid_core.metrics.anomaly import raise_alarms, video_scores
-from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase, ScoredFrames, mean
+from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase, ScoredFrames, mean
 from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
@@ -123,7 +123,14 @@ def scored_case(case: Case, outputs: Sequence[OutputSpec], predicted: Mapping[st
             if output.name in case.frame_targets
         },
         fps=math.nan if case.fps is None else case.fps,
+        last=last_values(case, outputs),
     )
+
+
+def last_values(case: Case, outputs: Sequence[OutputSpec]) -> dict[str, Floats]:
+    """Return what was measured last before, by output [1]: see `ScoredCase.last`."""
+    histories = {output.name: case.history.get(output.name) for output in outputs}
+    return {name: np.array([history[-1][1]]) for name, history in histories.items() if history}
 
 
 AUTOMATIC = ("auto",)
@@ -230,7 +237,7 @@ def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
     """Return what is known and predicted of a whole case as columns of its row.
 
     ``true/<output>`` and ``predicted/<output>`` (a class or grade by name, or a number; of several numbers
-    ``…/<output>/<number>``), ``p/<output>/<class>`` (of grades ``p/<output>/><grade>``: of lying above it, for all but
+    ``…/<output>/<number>``; where a patient has a history, ``last/<output>``: the number before), ``p/<output>/<class>`` (of grades ``p/<output>/><grade>``: of lying above it, for all but
     the last), and ``score/<output>`` of an anomaly: the mean of the highest sixteenth of its frames.
     """
     found: dict[str, Any] = {}
@@ -253,6 +260,8 @@ def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
                 end = f"{name}/{label}" if several else name
                 found[f"true/{end}"] = math.nan if true is None else float(true[number])
                 found[f"predicted/{end}"] = float(predicted[number])
+                if name in case.last:
+                    found[f"last/{end}"] = float(case.last[name][number])
         elif output.task == "anomaly":
             found[f"true/{name}"] = math.nan if true is None else float(true)
             found[f"score/{name}"] = video_scores(predicted)[0]

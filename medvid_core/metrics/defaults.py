@@ -11,7 +11,11 @@ DEFAULT_METRICS: Mapping[str, tuple[str, ...]] = {
     # the field's mean average precision: rare labels have no natural threshold
     "multilabel": ("average-precision", "auroc", "f1", "accuracy", "balanced-accuracy"),
     "frame_classification": ("frame-f1", "frame-accuracy", "segmental-f1", "edit-score"),
-    "regression": ("mae", "rmse", "r2", "squared-correlation", "bland-altman", "auroc-below", "mae-low"),
+    # the last two where patients have a history
+    "regression": (
+        *("mae", "rmse", "r2", "squared-correlation", "bland-altman", "auroc-below", "mae-low"),
+        *("auroc-worsened", "c-index"),
+    ),
     # kappa says more but is NaN, or 0 whatever the model says, where validation holds a single grade
     "ordinal": ("grade-mae", "kappa", "accuracy", "f1"),
     # of frames where they are labelled, else of videos

@@ -9,19 +9,24 @@ is their mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
+from scipy import stats
 
 from medvid_core.errors import ConfigError
 from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase
 from medvid_core.metrics.curves import auroc
-from medvid_core.metrics.gather import nan_mean, together
+from medvid_core.metrics.gather import nan_mean, stacked, together
 from medvid_core.metrics.segmentation import MeanAbsoluteError as PixelError
 from medvid_core.specs import OutputSpec
 
 THRESHOLDS = (35.0, 40.0, 45.0, 50.0)
 """Below these an ejection fraction, in percent, counts as reduced (those of EchoNet-Dynamic)."""
+
+WORSENED = 10.0
+"""A number that fell by so much, or more, since it was measured last has worsened: percentage points of an EF."""
 
 _REACH = 3.0
 """A threshold is asked for if it lies within so many standard deviations of the mean of the training cases."""
@@ -185,6 +190,83 @@ class AUROCBelow(_PerNumber):
         """Return the mean over thresholds, and each."""
         parts = {f"{t:g}": auroc(-predicted, true < t) for t in thresholds_of(output, number)}
         return {"": nan_mean(list(parts.values()))} | parts
+
+
+class _OfChange(CaseMetric):
+    """A metric of the change since the number was measured last; no column at all where no case has such a number."""
+
+    tasks = ("regression",)
+
+    def of_change(self, predicted: Floats, true: Floats) -> float:
+        """Return the value from the changes [N] of the cases where both are known, later minus earlier."""
+        raise NotImplementedError
+
+    def summarise(self, cases: Sequence[ScoredCase]) -> dict[str, float]:
+        """Return the metric over all cases: of several numbers that of each, and the mean."""
+        found: dict[str, float] = {}
+        for output in self.outputs:
+            before, true, predicted = (
+                stacked(cases, (kind, output.name), partial(_value, output=output, kind=kind)).reshape(
+                    -1, len(output.classes)
+                )
+                for kind in ("last", "true", "predicted")
+            )
+            if np.isnan(before).all():
+                continue
+            values = []
+            for number in range(len(output.classes)):
+                known = ~np.isnan(before[:, number] + true[:, number])
+                last = before[known, number]
+                values.append(self.of_change(predicted[known, number] - last, true[known, number] - last))
+            found[self.column(output)] = nan_mean(values)
+            if len(values) > 1:
+                found |= {self.column(output, name): v for name, v in zip(output.classes, values, strict=True)}
+        return found
+
+
+def _value(case: ScoredCase, output: OutputSpec, kind: str) -> Floats:
+    """Return what was measured ``last``, is ``true`` or ``predicted`` [D]; NaN where unknown."""
+    values: Mapping[str, Floats] = getattr(case, kind)
+    return values.get(output.name, np.full(len(output.classes), math.nan))
+
+
+class AUROCWorsened(_OfChange):
+    """How well the predicted fall since the last value tells the cases that fell by `WORSENED` or more: an AUROC.
+
+    The last value carried forward foresees no fall for anyone and has 0.5. NaN where all cases fell so far, or none.
+    """
+
+    name = "auroc-worsened"
+
+    def of_change(self, predicted: Floats, true: Floats) -> float:
+        """Return the area."""
+        return auroc(-predicted, true <= -WORSENED)
+
+
+class CIndex(_OfChange):
+    """Concordance of predicted and true change since the last value (Harrell et al., JAMA 1982).
+
+    Of all pairs of cases that did not change alike, the share of which the one that is predicted to change more did; a
+    pair that is predicted alike counts half. By chance 0.5; NaN where all changed alike.
+    """
+
+    name = "c-index"
+
+    def of_change(self, predicted: Floats, true: Floats) -> float:
+        """Return the share of pairs."""
+        if not _varies(true):
+            return math.nan
+        if not _varies(predicted):
+            return 0.5
+        # tau-b is (concordant - discordant) / √(pairs that differ in one · in the other)
+        tau = float(stats.kendalltau(predicted, true).statistic)
+        return (1 + tau * math.sqrt(_unequal_pairs(predicted) / _unequal_pairs(true))) / 2
+
+
+def _unequal_pairs(values: Floats) -> int:
+    """Return how many pairs of values are not equal."""
+    counts = np.unique(values, return_counts=True)[1]
+    return int(len(values) ** 2 - (counts**2).sum()) // 2
 
 
 def _varies(values: Floats) -> bool:

@@ -19,6 +19,8 @@ _NAMES = {
     "kappa": "Kappa, quadratic weights",
     "bland-altman": "Limits of agreement, half width",
     "auroc-below": "AUROC, low values",
+    "auroc-worsened": "AUROC, fallen by 10 or more",
+    "c-index": "C-index of the change",
     "sensitivity-at-95-specificity": "Sensitivity at 95 % specificity",
     "hausdorff": "Hausdorff distance",
 }

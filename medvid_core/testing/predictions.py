@@ -69,6 +69,9 @@ def _cases(output: OutputSpec, predict: Callable[[Truth, int], Floats]) -> list[
                 true={name: np.asarray(value, np.float64) for name, value in whole.items()},
                 true_frames={output.name: truth} if of_frames else {},
                 fps=25.0,
+                last={output.name: np.full(len(output.classes), 45.0 + 5.0 * (number % 3))}
+                if output.task == "regression"
+                else {},
             )
         )
     return found

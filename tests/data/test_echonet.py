@@ -155,6 +155,8 @@ def test_the_settings_that_come_with_it():
         "clip.stride": 2,
         "clip.size": (112, 112),
         "clip.padding": "zero",
+        "clip.mean": (0.1294,),
+        "clip.std": (0.1966,),
         "augment.pad": 12,
     }
 

@@ -103,7 +103,7 @@ def find_columns(rows: Numbered, config: LabelConfig, table: Path) -> list[Colum
         DataError: if a cell cannot be understood, a label is not among those configured, or all are the same.
         ConfigError: if settings contradict each other, or two outputs would have one name.
     """
-    found = [_label(rows, config, table), *(_number(rows, name, table) for name in config.targets)]
+    found = [_label(rows, config, table), *(number_column(rows, name, table) for name in config.targets)]
     found += [_frame_labels(rows, config, table), _anomalies(rows)]
     columns = [column for column in found if column is not None]
     names = ["mask", *(column.output.name for column in columns)]
@@ -156,16 +156,20 @@ def _names(
     return names
 
 
-def _number(rows: Numbered, name: str, table: Path) -> Column | None:
-    """A number of a clip."""
+def number_column(rows: Numbered, name: str, table: Path, setting: str = "targets") -> Column:
+    """Return the column of a number of each clip, which a setting names.
+
+    Raises:
+        DataError: if there is none, or it is empty.
+    """
     known = {column for _, cells in rows for column in cells}
     if name not in known:
         raise DataError(
-            f"{table} has no column {name!r}, which dataset.targets names.{did_you_mean(name, known)} Columns found: "
+            f"{table} has no column {name!r}, which dataset.{setting} names.{did_you_mean(name, known)} Columns found: "
             f"{', '.join(sorted(known))}."
         )
     if not _said(rows, name):
-        raise DataError(f"{table}: the column {name!r}, which dataset.targets names, is empty in every row.")
+        raise DataError(f"{table}: the column {name!r}, which dataset.{setting} names, is empty in every row.")
     return Column(OutputSpec(name=name, task="regression", classes=(name,)), name)
 
 

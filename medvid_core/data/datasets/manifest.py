@@ -10,7 +10,8 @@
 | ``case_id``, ``group_id`` | optional, name of the clip (default: ``file`` without ending) and of the patient |
 | ``split`` | optional, ``train``, ``val`` or ``test`` |
 | ``fps``, ``spacing_mm`` | optional, frames a second; mm a pixel, one number or ``row column`` |
-| ``study_id``, ``stratum``, ``view``, ``visit_time`` | optional, as in `Case` |
+| ``study_id``, ``stratum``, ``view`` | optional, as in `Case` |
+| ``visit_time`` | optional, when it was recorded: a date, or a number of days; see `ManifestConfig.progression` |
 | any other | kept as metadata of the case; a number to predict where ``dataset.targets`` names it |
 
 Columns are separated by comma, semicolon or tab; case and spaces around names do not matter. Frames count from 0. The
@@ -26,14 +27,16 @@ from pathlib import Path
 
 from medvid_core.data.clip import Case, Index, Target
 from medvid_core.data.datasets.folders import labelled_frames, make_index
-from medvid_core.data.datasets.labels import Column, LabelConfig, find_columns
+from medvid_core.data.datasets.labels import Column, LabelConfig, find_columns, number_column
 from medvid_core.data.datasets.masks import MaskConfig, MaskPlan, plan
 from medvid_core.data.datasets.media import Media, locate, mask_source, stem
 from medvid_core.data.datasets.tables import fill, read_lines
+from medvid_core.data.datasets.visits import histories, next_output
 from medvid_core.data.readers.cine import CineInfo
-from medvid_core.errors import DataError, did_you_mean
+from medvid_core.errors import ConfigError, DataError, did_you_mean
 
 LAYOUT = "a CSV table with a column file and a column mask, label, frame_labels or anomaly"
+_VISITS = "several visits of a patient (group_id), each with a visit_time and the number to be foreseen"
 _SPLITS = ("train", "val", "test")
 _COPIED = ("study_id", "stratum", "view", "visit_time")
 _ANSWERS = ("label", "frame_labels", "anomaly")
@@ -49,11 +52,14 @@ class ManifestConfig(LabelConfig, MaskConfig):
         classes: in a table without masks, the same as ``labels``.
         label_column: the column that holds the label.
         group_column: the column that names the patient.
+        progression: a column that holds a number, to be foreseen: cases are then the visits of a patient so far, and
+            their target is the number at the next (see `medvid_core.data.datasets.visits`).
     """
 
     mask_sparse: bool = False
     label_column: str = "label"
     group_column: str = "group_id"
+    progression: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ def index(root: Path | None, config: ManifestConfig) -> Index:
     """
     table = _table(root)
     rows = _rows(table, config)
+    if config.progression:
+        return _progression(table, rows, config)
     has_masks = any(row.cells.get("mask") for row in rows)
     masks = plan(config) if has_masks else None
     if config.classes and not config.labels and not has_masks:
@@ -115,6 +123,24 @@ def index(root: Path | None, config: ManifestConfig) -> Index:
     outputs = [masks.output()] if masks else []
     outputs += [column.output for column in columns]
     return make_index(cases, tuple(outputs), skipped, table, LAYOUT)
+
+
+def _progression(table: Path, rows: Sequence[_Row], config: ManifestConfig) -> Index:
+    """List patients' histories: their clips, joined."""
+    name = config.progression
+    if config.targets:
+        raise ConfigError(
+            f"dataset.progression={name} foresees one number, and dataset.targets={list(config.targets)} names others. "
+            "Leave one of the two out."
+        )
+    column = number_column([(row.number, row.extra) for row in rows], name, table, "progression")
+    clips: list[Case] = []
+    skipped: dict[str, str] = {}
+    for row in rows:
+        _add(row, table, config, None, [column], clips, skipped)
+    checked = make_index(clips, (), skipped, table, LAYOUT)
+    cases, left_out = histories(checked.cases, name, table)
+    return make_index(cases, (next_output(name),), {**skipped, **left_out}, table, _VISITS)
 
 
 def _table(root: Path | None) -> Path:
@@ -191,7 +217,7 @@ def _add(
     where = f"{table}, row {row.number}"
     name = row.cells.get("case_id") or _default_name(row.cells["file"])
     images = _locate(table, row, "file")
-    drawn = _locate(table, row, "mask") if row.cells.get("mask") else None
+    drawn = _locate(table, row, "mask") if masks is not None and row.cells.get("mask") else None
     if masks is not None and drawn is None and not columns:
         skipped[name] = f"row {row.number} has no mask"
         return

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from medvid_core.data.clip import Array, Source
-from medvid_core.data.readers import read_images
+from medvid_core.data.readers import image_size, read_images
 from medvid_core.errors import DataError
 
 
@@ -48,7 +48,7 @@ def read(source: Source, frames: Sequence[int]) -> Array:
     parts: tuple[Part, ...] = source.options
     if len(wanted) and not 0 <= wanted.min() <= wanted.max() < sum(part.frames for part in parts):
         raise DataError(f"Frames {wanted.min()} to {wanted.max()} were asked of what begins with {source.paths[0]}.")
-    height, width = read_images(_source(source, 0), [0]).shape[1:3]
+    height, width = image_size(_source(source, 0))
     found = np.empty((len(wanted), height, width, 3), np.uint8)
     first = 0
     for number, part in enumerate(parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.models.video import r2plus1d_18
 from medvid_cnn_mamba.config import CNNConfig, CNNMambaConfig, R2Plus1DConfig
 from medvid_cnn_mamba.importer import import_echonet, import_kinetics, import_timm
 from medvid_cnn_mamba.network import build_cnn, build_cnn_mamba, build_r2plus1d
+from medvid_core import create_model
 from medvid_core.errors import CheckpointError
 from medvid_core.specs import OutputSpec
 from medvid_core.weights import read_state
@@ -190,3 +192,25 @@ def test_strictness_changes_nothing():
     with pytest.raises(CheckpointError, match=r"with and without the prefix 'module\.'"):
         import_echonet({**state, "module.stem.0.weight": state["stem.0.weight"]}, ours)
     assert unchanged(ours, before)
+
+
+def test_pictures_are_normalised_as_the_weights_are_used_to(tmp_path):
+    """Black and white of a video, as EchoNet-Dynamic's network saw them; where a user says otherwise, as he says."""
+    from medvid_core.data.transforms import normalise
+
+    output = OutputSpec(name="ef", task="regression", classes=("ef",))
+    model = create_model("r2plus1d", outputs=(output,))
+    import_echonet(torchvision_network(1).state_dict(), model)
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
+    seen = normalise(pixels, model.medvid.clip)[0, :, 0]
+    wanted = (torch.tensor([0.0, 255.0]) - torch.tensor([[32.76], [32.94], [33.28]])) / torch.tensor(
+        [[49.92], [50.05], [50.40]]
+    )
+    torch.testing.assert_close(seen, wanted, atol=1e-3, rtol=1e-3)
+    kinetics = create_model("r2plus1d", outputs=VIEW)
+    import_kinetics(torchvision_network(400).state_dict(), kinetics)
+    assert kinetics.medvid.clip.mean == (0.43216, 0.394666, 0.37645)
+    other = create_model("r2plus1d", outputs=VIEW)
+    other.medvid = replace(other.medvid, clip=replace(other.medvid.clip, mean=(0.5,), std=(0.25,)))
+    import_kinetics(torchvision_network(400).state_dict(), other)
+    assert other.medvid.clip.mean == (0.5,)
