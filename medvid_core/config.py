@@ -214,7 +214,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training cases.
-        max_steps: stop after so many optimiser steps; None for all epochs.
+        max_steps: stop after so many optimiser steps; None for all epochs; 0 scores weights as they are.
         batch_size: clips an optimiser step, over all processes.
         accumulate: parts each process cuts its share of the batch into, to fit its memory.
         precision: ``no`` (float32), ``bf16`` or ``fp16``.
@@ -244,7 +244,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "evaluate_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "at least 1")
+        _require(self.max_steps is None or self.max_steps >= 0, "train.max_steps", self.max_steps, "0 or more")
         _require_choice("train.save", self.save, ("all", "trained"))
         _require_choice("train.precision", self.precision, ("no", "bf16", "fp16"))
         _require(0 <= self.ema < 1, "train.ema", self.ema, "from 0 to below 1")

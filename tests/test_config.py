@@ -320,7 +320,7 @@ def test_values_of_the_wrong_type_are_named_with_key_and_origin(word, text):
         ),
         ("schedule.warmup=1", "schedule.warmup=1.0 cannot be used: it must be from 0 to below 1."),
         ("train.batch_size=0", "train.batch_size=0 cannot be used: it must be at least 1."),
-        ("train.max_steps=0", "train.max_steps=0 cannot be used: it must be at least 1."),
+        ("train.max_steps=-1", "train.max_steps=-1 cannot be used: it must be 0 or more."),
         ("train.ema=1", "train.ema=1.0 cannot be used: it must be from 0 to below 1."),
         ("train.save_every_s=-1", "train.save_every_s=-1.0 cannot be used: it must be 0 or more."),
         ("evaluate.at=pixel", "evaluate.at='pixel' cannot be used: it must be one of source, model."),

@@ -237,8 +237,9 @@ def columns(case: ScoredCase, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
     """Return what is known and predicted of a whole case as columns of its row.
 
     ``true/<output>`` and ``predicted/<output>`` (a class or grade by name, or a number; of several numbers
-    ``…/<output>/<number>``; where a patient has a history, ``last/<output>``: the number before), ``p/<output>/<class>`` (of grades ``p/<output>/><grade>``: of lying above it, for all but
-    the last), and ``score/<output>`` of an anomaly: the mean of the highest sixteenth of its frames.
+    ``…/<output>/<number>``), ``last/<output>`` likewise of a number that was measured before, ``p/<output>/<class>``
+    (of grades ``p/<output>/><grade>``: of lying above it, for all but the last), and ``score/<output>`` of an anomaly:
+    the mean of the highest sixteenth of its frames.
     """
     found: dict[str, Any] = {}
     for output in outputs:

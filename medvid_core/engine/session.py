@@ -223,7 +223,7 @@ def open_session(
         rank=front.process_index,
         processes=front.num_processes,
         first_step=0,
-        last_step=min(total, config.train.max_steps or total),
+        last_step=total if config.train.max_steps is None else min(total, config.train.max_steps),
     )
     # everything that can be refused is refused by now: a retry with the same --out finds no half-made run
     directory = resume or _agree_on_directory(front, out, composed)

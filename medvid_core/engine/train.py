@@ -144,6 +144,9 @@ def _loop(session: Session, stop: StopRequest) -> None:
     config, front, state = session.composed.config, session.accelerator, session.state
     batches = replace(session.batches, first_step=state.step)
     per_epoch, total = steps_per_epoch(batches.items, batches.batch_size), batches.last_step
+    if not total:
+        _keep_best(session)
+        return
     clips = TrainingClips(
         session.data.splits["train"],
         session.items,

@@ -324,5 +324,5 @@ def _onset(case: ScoredCase, output: OutputSpec) -> int:
 def _delay(case: ScoredCase, output: OutputSpec, limit: float) -> float:
     """Return the frames from the onset to the first alarm from there on; NaN without either."""
     onset = remembered(case, ("onset", output.name), partial(_onset, case, output))
-    alarms = np.flatnonzero(case.predicted[output.name][onset:] > limit) if onset >= 0 else ()
-    return float(alarms[0]) if len(alarms) else math.nan
+    alarms = case.predicted[output.name][onset:] > limit
+    return float(alarms.argmax()) if onset >= 0 and alarms.any() else math.nan

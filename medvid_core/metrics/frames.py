@@ -175,7 +175,8 @@ class SegmentalF1(CaseMetric):
         """Return segmental F1 at 50, 10 and 25 % overlap."""
         found: dict[str, float] = {}
         for output in self.outputs:
-            counts = _summed(cases, ("segments", output.name), partial(self._matches, output=output), (len(OVERLAPS), 3))
+            matches = partial(self._matches, output=output)
+            counts = _summed(cases, ("segments", output.name), matches, (len(OVERLAPS), 3))
             for percent, (tp, fp, fn) in zip(OVERLAPS, counts.tolist(), strict=True):
                 part = "" if percent == 50 else str(percent)
                 found[self.column(output, part)] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan

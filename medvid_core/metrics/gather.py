@@ -60,7 +60,7 @@ class Drawn(Sequence[ScoredCase]):
         """Return one case, or those of a slice."""
         if isinstance(number, slice):
             return Drawn(self.pool, self.places[number], self._kept)
-        return self.pool[self.places[number]]
+        return self.pool[int(self.places[number])]
 
 
 def together(cases: Sequence[ScoredCase], output: OutputSpec) -> tuple[Floats, Floats]:
@@ -87,9 +87,7 @@ def _numbered(cases: Sequence[ScoredCase], output: OutputSpec) -> tuple[Floats, 
     return *together(cases, output), np.where(known, known.cumsum() - 1, -1)
 
 
-def stacked(
-    cases: Sequence[ScoredCase], key: Hashable, of: Callable[[ScoredCase], npt.ArrayLike]
-) -> npt.NDArray[Any]:
+def stacked(cases: Sequence[ScoredCase], key: Hashable, of: Callable[[ScoredCase], npt.ArrayLike]) -> npt.NDArray[Any]:
     """Return what depends on one case alone of every case, [N,...]; it is computed once, and remembered as ``key``."""
     if isinstance(cases, Drawn):
         values = cases.of_pool(("stacked", key), lambda pool: stacked(pool, key, of))

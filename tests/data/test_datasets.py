@@ -617,6 +617,133 @@ def test_manifest_errors_of_labels(clips, lines, config, message):
         read_table(clips, *lines, **config)
 
 
+def lossless(path: Path, value: int, frames: int = 3, size: tuple[int, int] = (16, 18), rate: int = 10) -> Path:
+    """A grey video that is read back as it was."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "bgr0"
+        for number in range(frames):
+            picture = np.full((*size, 3), value + number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def visits(tmp_path) -> Path:
+    """Recordings of three sizes and lengths."""
+    lossless(tmp_path / "a.avi", 10)
+    lossless(tmp_path / "b.avi", 50, frames=2, size=(8, 10), rate=20)
+    lossless(tmp_path / "c.avi", 90, size=(16, 18))
+    lossless(tmp_path / "d.avi", 130)
+    lossless(tmp_path / "e.avi", 170)
+    return tmp_path
+
+
+def test_manifest_of_visits(visits):
+    """Every visit but the first is foreseen from all before it, in order of time; two clips of a day are one visit."""
+    lines = (
+        "file,group_id,visit_time,EF,split,view",
+        "d.avi,p1,2021-03-02,40.5,train,A4C",
+        "a.avi,p1,2021-01-01,60,train,A4C",
+        "b.avi,p1,2021-02-01,,train,A2C",
+        "c.avi,p1,2021-02-01,55,train,A4C",
+        "e.avi,p2,2021-02-01,55,test,A4C",
+    )
+    found = read_table(visits, *lines, progression="EF")
+    assert [(o.name, o.task, o.classes) for o in found.outputs] == [("next_EF", "regression", ("next_EF",))]
+    assert dict(found.skipped) == {"p2": "the patient (group_id) has one visit, and no next one"}
+    second, third = found.cases
+    day = 86_400.0
+    assert (second.case_id, second.group_id, second.split, second.frames) == ("p1/visit-2", "p1", "train", 3)
+    assert (dict(second.targets), second.visit_time) == ({"next_EF": 55.0}, f"{31 * day:.0f}")
+    assert dict(second.history) == {"next_EF": ((0.0, 60.0),)}
+    assert (second.fps, second.view, second.metadata["visits"]) == (10.0, "A4C", "1")
+    assert (third.case_id, third.frames, dict(third.targets)) == ("p1/visit-3", 8, {"next_EF": 40.5})
+    assert dict(third.history) == {"next_EF": ((0.0, 60.0), (31 * day, 55.0))}
+    assert (third.fps, third.view, third.visit_time) == (None, "", f"{60 * day:.0f}")
+    of_third_visit = [31 * day + offset for offset in (0, 0.05, 0.1, 0.2, 0.3)]
+    assert third.times_s == pytest.approx([0, 0.1, 0.2, *of_third_visit])
+    source = third.streams["video"]
+    assert pickle.loads(pickle.dumps(source)) == source
+    assert image_size(source) == (16, 18)
+    images = read_images(source, [0, 2, 3, 4, 5, 7, 7, 1])
+    assert images.shape == (8, 16, 18, 3)
+    assert images[:, 5, 5, 1].tolist() == [10, 12, 50, 51, 90, 92, 92, 11]
+    with pytest.raises(DataError, match=r"Frames 0 to 8 were asked of what begins with .*a\.avi"):
+        read_images(source, [0, 8])
+    with pytest.raises(DataError, match=r"^Frames -1 to 0 were asked"):
+        read_images(source, [-1, 0])
+
+
+def test_manifest_of_visits_in_days_with_gaps(visits):
+    """A visit that lacks its number is foreseen by nobody, and one before which nothing was measured foresees none."""
+    lines = ("file,group_id,visit_time,EF", "a.avi,p1,0,", "b.avi,p1,30,55", "c.avi,p1,60.5,", "d.avi,p1,90,50")
+    found = read_table(visits, *lines, "e.avi,p1,,40", progression="EF")
+    assert dict(found.skipped) == {
+        "e": "it has no visit_time",
+        "p1/visit-2": "no EF is known of any visit before it",
+        "p1/visit-3": "the visit has no EF to foresee",
+    }
+    (case,) = found.cases
+    assert (case.case_id, case.frames, case.visit_time) == ("p1/visit-4", 8, f"{90 * 86400}")
+    assert case.history["next_EF"] == ((30 * 86400, 55.0),)
+    assert case.times_s[5] == 60.5 * 86400
+
+
+@pytest.mark.parametrize(
+    ("lines", "config", "error", "message"),
+    [
+        (
+            ("a.avi,p1,1,55", "b.avi,p1,2,50"),
+            {"progression": "FE"},
+            DataError,
+            r"no column 'FE', .*dataset\.progression",
+        ),
+        (("a.avi,p1,1,", "b.avi,p1,2,"), {}, DataError, r"'EF', which dataset\.progression names, is empty in every"),
+        (
+            ("a.avi,p1,,5", "b.avi,p1,,6"),
+            {},
+            DataError,
+            r"no row has a visit_time, without which dataset\.progression=EF",
+        ),
+        (
+            ("a.avi,p1,soon,5", "b.avi,p1,later,6"),
+            {},
+            DataError,
+            r"visit_time 'soon' is neither a date such as 2021-03-04",
+        ),
+        (
+            ("a.avi,p1,3,5", "b.avi,p1,2021-03-04,6"),
+            {},
+            DataError,
+            r"some visit_time are dates and some are numbers of",
+        ),
+        (
+            ("a.avi,p1,1,55", "b.avi,p1,1,50"),
+            {},
+            DataError,
+            r"patient 'p1' at visit_time '1' differ in EF: 50 and 55\. A",
+        ),
+        (
+            ("a.avi,p1,1,55", "b.avi,p2,1,50"),
+            {},
+            DataError,
+            r"No usable clip in .* p1: the patient \(group_id\) has one",
+        ),
+        (
+            ("a.avi,p1,1,55", "b.avi,p1,2,50"),
+            {"targets": ("EF",)},
+            ConfigError,
+            r"progression=EF foresees one number, and",
+        ),
+    ],
+)
+def test_manifest_errors_of_visits(visits, lines, config, error, message):
+    with pytest.raises(error, match=message):
+        read_table(visits, "file,group_id,visit_time,EF", *lines, **{"progression": "EF", **config})
+
+
 def test_manifest_settings_that_contradict(clips):
     with pytest.raises(ConfigError, match=r"dataset\.ordinal and dataset\.multilabel cannot both be true"):
         read_table(clips, "file,label", "a.avi,x", "b.avi,y", ordinal=True, multilabel=True)

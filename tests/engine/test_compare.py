@@ -15,6 +15,7 @@ from medvid_core import plugins
 from medvid_core.cli import compare as cli
 from medvid_core.engine import checkpoint
 from medvid_core.engine.compare import compare, read_scored
+from medvid_core.engine.contrast import RunsCase, values_of
 from medvid_core.engine.cost import Cost, Estimate, Memory
 from medvid_core.engine.energy import Energy
 from medvid_core.engine.finished import grouped, read_finished
@@ -23,9 +24,10 @@ from medvid_core.engine.scoring import CaseRow, build_metrics, columns, write_ta
 from medvid_core.engine.train_many import train_missing
 from medvid_core.errors import ConfigError, DataError, MedvidError
 from medvid_core.metrics.base import CaseMetric, ScoredCase
-from medvid_core.metrics.statistics import bootstrap, by_group, mean_interval
+from medvid_core.metrics.permutation import swap_test
+from medvid_core.metrics.statistics import bootstrap, by_group, difference, mean_interval, paired
 from medvid_core.models import ModelInfo
-from medvid_core.report.comparison import escape_tex, latex, markdown, tables, write_comparison
+from medvid_core.report.comparison import escape_tex, glance, latex, markdown, tables, write_comparison
 from medvid_core.report.comparison_html import page
 from medvid_core.specs import ClipSpec, OutputSpec
 
@@ -86,6 +88,12 @@ def finish(directory, scored, model="lab/cnn", outputs=(VIEW,), metrics=("accura
 def pair(tmp_path):
     """Two models, the second better."""
     return [finish(tmp_path / "one", cases(0.55)), finish(tmp_path / "two", cases(0.9, seed=1), "lab/cnn-mamba")]
+
+
+def relabelled(scored):
+    """The same cases, of which the first and the last are said to be of another class."""
+    other = lambda case: dataclasses.replace(case, true={"view": (case.true["view"] + 1) % 3})  # noqa: E731
+    return [other(scored[0]), *scored[1:-1], other(scored[-1])]
 
 
 OUTPUTS = (
@@ -201,6 +209,37 @@ def test_differences_are_found_where_they_are(pair, tmp_path):
         )
 
 
+def test_differences_are_those_of_the_statistics(pair, tmp_path):
+    """Drawing places of cases whose arrays stand ready gives, to the bit, what drawing the cases themselves gives."""
+    found = compare(pair, tmp_path / "out", resamples=RESAMPLES).entries[1].differences["f1"]
+    (f1,) = build_metrics(plugins.registry(), ("f1",), (VIEW,))
+    pairs = paired(cases(0.9, seed=1), cases(0.55))
+    wanted = bootstrap(pairs, difference(f1.summarise), RESAMPLES)["f1"]
+    assert (found.difference, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
+    test = swap_test(pairs, f1.summarise, RESAMPLES)["f1"]
+    assert (found.p_value, found.discordant) == (test.p_value, test.discordant)
+
+
+class Counted(dict):
+    """Says how often it was looked into."""
+
+    looks = 0
+
+    def __getitem__(self, name):
+        Counted.looks += 1
+        return super().__getitem__(name)
+
+
+def test_resampling_does_not_gather_the_cases_anew():
+    """Else a difference on a thousand cases takes minutes: what is drawn thousands of times is gathered once."""
+    metrics = build_metrics(plugins.registry(), ("f1", "auroc"), (VIEW,))
+    scored = [dataclasses.replace(case, predicted=Counted(case.predicted)) for case in cases(0.6)]
+    runs = [RunsCase(case.case_id, case.group_id, ({},), (case,)) for case in scored]
+    Counted.looks = 0
+    values_of(runs, metrics, {}, RESAMPLES)
+    assert 0 < Counted.looks <= 4 * len(scored)
+
+
 def test_seeds_of_one_model_are_one_row(tmp_path):
     """Each case counts with its mean over seeds; the spread over seeds is told beside the interval."""
     runs = [finish(tmp_path / f"s{k}", cases(0.6, seed=k), seed=k) for k in range(3)]
@@ -233,7 +272,79 @@ def test_one_run_alone_is_a_table_with_one_row(pair, tmp_path):
     result = compare(pair[:1], tmp_path / "out", resamples=RESAMPLES)
     assert [table.title for table in tables(result)] == ["Results"]
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
-    assert [row["model"] for row in rows] == ["cnn"]
+    assert [row["model"] for row in rows] == ["cnn", "constant prediction"]
+
+
+def test_every_recorded_trivial_predictor_is_copied(tmp_path):
+    """What looks at no video stands in every table; what depends on the model, with the model."""
+    baselines = {
+        "untrained": {"accuracy": 0.11, "f1": None},
+        "constant": {"accuracy": 0.34},
+        "carry-forward": {"accuracy": 0.52, "f1": 0.51},
+        "trend": {"accuracy": 0.53},
+    }
+    run = finish(tmp_path / "run", cases(0.6), record={"baselines": baselines})
+    found = compare([run], tmp_path / "out", resamples=RESAMPLES)
+    assert dict(found.entries[0].untrained) == {"accuracy": 0.11}
+    shown = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| constant prediction |  | 0.340 | – |" in shown
+    assert "| last value carried forward |  | 0.520 | 0.510 |" in shown
+    assert "| straight line through earlier values |  | 0.530 | – |" in shown
+    assert "untrained" not in shown
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written["baselines"] == {
+        "constant": {"accuracy": 0.34},
+        "carry-forward": {"accuracy": 0.52, "f1": 0.51},
+        "trend": {"accuracy": 0.53},
+    }
+    model, *others = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
+    assert (model["accuracy:untrained"], model["f1:untrained"]) == ("0.11", "")
+    assert [row["accuracy"] for row in others] == ["0.34", "0.52", "0.53"]
+    assert "last value carried forward" in (tmp_path / "out" / "comparison.html").read_text()
+    assert "last value carried forward" in (tmp_path / "out" / "comparison.tex").read_text()
+
+
+def test_intervals_end_where_the_metric_does(tmp_path):
+    """Three patients, half of them right: no table says that an accuracy may be negative, or above 1."""
+    runs = [finish(tmp_path / str(k), cases(0.5, patients=3, seed=k), f"lab/{k}") for k in range(2)]
+    first, other = compare(runs, tmp_path / "out", resamples=RESAMPLES).entries
+    right = {
+        group: [case.predicted["view"].argmax() == case.true["view"] for case in mine]
+        for group, mine in by_group(cases(0.5, patients=3)).items()
+    }
+    uncut = mean_interval(right)
+    assert uncut.low < 0
+    assert uncut.high > 1
+    assert (first.values["accuracy"].low, first.values["accuracy"].high) == (0, 1)
+    assert -1 <= other.differences["accuracy"].low <= other.differences["accuracy"].high <= 1
+    for kind in ("md", "tex", "html"):
+        text = (tmp_path / "out" / f"comparison.{kind}").read_text()
+        assert f"{uncut.value:.3f} (0.000 to 1.000)" in text
+    (row, *_) = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
+    assert (row["accuracy:low"], row["accuracy:high"]) == ("0.0", "1.0")
+
+
+def test_an_error_that_may_be_large_is_not_cut_above(tmp_path):
+    """Errors of a number end at 0, not at 1, however small they happen to be."""
+    ef = OUTPUTS[2]
+
+    def guessed(errors):
+        return [
+            ScoredCase(
+                case_id=f"c{n}",
+                group_id=f"p{n}",
+                predicted={"ef": np.array([50.0 + error])},
+                true={"ef": np.array([50.0])},
+            )
+            for n, error in enumerate(errors)
+        ]
+
+    run = finish(
+        tmp_path / "run", guessed([0.0, 0.0, 0.9]), outputs=(ef,), metrics=("mae",), record={"metrics": {"mae": False}}
+    )
+    found = compare([run], tmp_path / "out", resamples=RESAMPLES).entries[0].values["mae"]
+    assert found.low == 0
+    assert found.high == pytest.approx(0.3 + 4.302653 * 0.3, rel=1e-5)
 
 
 def test_the_same_runs_give_the_same_files(pair, tmp_path):
@@ -256,6 +367,10 @@ def test_few_patients_are_called_few(tmp_path):
     ("change", "message"),
     [
         (
+            {"scored": relabelled(cases(0.6, seed=1))},
+            r"the truth of 2 of their 50 test cases is not the same, e\.g\. true/view of 'p00-0': plax and a2c\.",
+        ),
+        (
             {"record": {"dataset": {"name": "views", "fingerprint": "cd" * 32}}},
             "differ in the fingerprint of their data",
         ),
@@ -270,10 +385,46 @@ def test_few_patients_are_called_few(tmp_path):
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, change, message):
     """What differs is named, and nothing is written."""
     one = finish(tmp_path / "one", cases(0.6))
-    two = finish(tmp_path / "two", cases(0.6, seed=1), **{"model": "lab/gru", **change})
+    two = finish(tmp_path / "two", **{"scored": cases(0.6, seed=1), "model": "lab/gru", **change})
     with pytest.raises(MedvidError, match=message):
         compare([one, two], tmp_path / "out", resamples=RESAMPLES)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_labels_of_frames_are_refused(tmp_path):
+    """What is true of frames stands in a table of its own; so does what was measured before, in a column."""
+    stall, ef = OUTPUTS[-1], OUTPUTS[2]
+
+    def runs(name, output, change):
+        scored = [of_all_tasks(n, known=True) for n in range(3)]
+        other = [*scored[:2], change(scored[2])]
+        words = {"outputs": (output,), "metrics": ("mae",) if output is ef else ("frame-auroc",)}
+        one = finish(tmp_path / f"{name}-one", scored, **words)
+        return [one, finish(tmp_path / f"{name}-two", other, "lab/gru", **words)]
+
+    def turned(case):
+        return dataclasses.replace(case, true_frames={"stall": 1 - case.true_frames["stall"]})
+
+    message = r"the truth of 1 of their 3 test cases is not the same, e\.g\. stall of the frames of 'case-2'\."
+    with pytest.raises(DataError, match=message):
+        compare(runs("frames", stall, turned), tmp_path / "out")
+    with pytest.raises(DataError, match=message):
+        compare(runs("unknown", stall, lambda case: dataclasses.replace(case, true_frames={})), tmp_path / "out")
+    with pytest.raises(DataError, match=r"e\.g\. true/ef of 'case-2': 57\.25 and unknown\."):
+        compare(runs("number", ef, lambda case: dataclasses.replace(case, true={})), tmp_path / "out")
+
+
+def test_what_was_measured_before_is_read_back(tmp_path):
+    """Of the cases that have a history; a table in which none has does not know the column."""
+    known = [of_all_tasks(n, known=True) for n in range(2)]
+    first = dataclasses.replace(known[0], last={"ef": np.array([61.5]), "volumes": np.array([120.0, math.nan])})
+    run = finish(tmp_path / "run", [first, known[1]], outputs=OUTPUTS, metrics=("accuracy",))
+    found = read_scored(run, OUTPUTS)
+    same(found[0].last, first.last)
+    assert [dict(case.last) for case in found[1:]] == [{}]
+    run = finish(tmp_path / "without", known, outputs=OUTPUTS, metrics=("accuracy",))
+    assert "last/" not in (run / "cases.csv").read_text()
+    assert [dict(case.last) for case in read_scored(run, OUTPUTS)] == [{}, {}]
 
 
 def test_other_test_cases_are_refused(tmp_path):
@@ -349,6 +500,7 @@ def test_measured_and_estimated_stand_apart(with_cost, tmp_path):
         "Differences from cnn",
         "Cost, measured",
         "Energy, estimated",
+        "Spike rates of cnn-mamba",
     ]
     measured, estimated = by_title["Cost, measured"], by_title["Energy, estimated"]
     assert not any("estimate" in name or "MAC" in name for name in measured.head)
@@ -356,17 +508,52 @@ def test_measured_and_estimated_stand_apart(with_cost, tmp_path):
     assert [row[9] for row in measured.rows] == ["n/a", "n/a"]  # memory, whose reason is said below
     assert "cnn: no memory, it was killed." in measured.after
     assert "Energy: n/a on this machine: no counter." in measured.after
-    assert "the machine was not idle (load average 4.2)" in measured.after
+    assert measured.after.count("The machine was not idle as the command began (load average 4.2).") == 1
     assert [row[1:] for row in estimated.rows] == [["–", "1,250", "0", "5,750"], ["9", "1,250", "7.8", "5,750"]]
     assert estimated.after == f"cnn-mamba: 1 layer never saw a spike. {ENERGY_CAVEAT}"
     assert [row[-1] for row in by_title["At a glance"].rows] == ["0.8", "n/a"]
+    assert by_title["Spike rates of cnn-mamba"].rows == [["lif1", "18"], ["lif2", "0"]]
     write_comparison(with_cost, tmp_path / "out")
+    assert "| lif1 | 18 |" in (tmp_path / "out" / "comparison.md").read_text()
+    assert '<th scope="row">lif1</th><td>18</td>' in (tmp_path / "out" / "comparison.html").read_text()
     for kind in ("md", "html", "json"):
         assert "arXiv 2409.08290" in (tmp_path / "out" / f"comparison.{kind}").read_text()
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
-    assert [row["energy per clip, J"] for row in rows] == ["0.8", ""]
-    assert [row["(estimated) estimated energy per clip, µJ"] for row in rows] == ["5750.0", "5750.0"]
+    assert [row["energy per clip, J"] for row in rows] == ["0.8", "", ""]  # the last is the constant prediction
+    assert [row["(estimated) estimated energy per clip, µJ"] for row in rows] == ["5750.0", "5750.0", ""]
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["entries"][0]["cost"]["latency_s"] == 0.012
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metrics", "shown"),
+    [
+        ((VIEW,), ("balanced-accuracy", "accuracy", "f1"), ["accuracy", "f1"]),
+        ((OUTPUTS[2],), ("rmse", "mae", "r2"), ["mae", "r2"]),
+        ((VIEW, OUTPUTS[2]), ("auroc", "r2", "f1", "accuracy", "mae"), ["accuracy", "f1", "mae", "r2"]),
+        ((OUTPUTS[2], OUTPUTS[3]), ("rmse", "mae"), ["mae/ef", "mae/volumes"]),
+        ((OUTPUTS[4],), ("grade-mae", "kappa", "f1"), ["grade-mae", "kappa"]),  # no table of papers: the first two
+        ((VIEW,), ("auroc", "balanced-accuracy"), ["auroc", "balanced-accuracy"]),  # the usual ones were not computed
+    ],
+)
+def test_the_first_table_shows_what_papers_print(tmp_path, outputs, metrics, shown):
+    """Accuracy and F1 of classes, MAE and R² of numbers, whichever metric chose the checkpoint."""
+    run = finish(tmp_path / "run", [of_all_tasks(n, known=True) for n in range(3)], outputs=outputs, metrics=metrics)
+    found = compare([run], tmp_path / "out", resamples=RESAMPLES)
+    assert glance(found) == shown
+    (entry,) = (dataclasses.replace(entry, cost=a_cost()) for entry in found.entries)
+    first, *_ = tables(dataclasses.replace(found, entries=(entry,)))
+    assert first.title == "At a glance"
+    assert len(first.head) == len(shown) + 3
+
+
+def test_the_load_of_the_machine_is_read_before_our_own(pair, tmp_path, monkeypatch):
+    """Once, as the command begins: from then on the load is ours, and every model but the first would be accused."""
+    loads = iter([0.25])
+    monkeypatch.setattr(cli.os, "getloadavg", lambda: (next(loads), 9.0, 9.0))
+    given = []
+    monkeypatch.setattr("medvid_core.engine.compare.measure_cost", lambda *words: given.append(words[-1]) or a_cost())
+    command(*pair, "--out", tmp_path / "out", "--resamples", 100)
+    assert given == [0.25, 0.25]
 
 
 def test_time_is_drawn_only_where_it_was_measured(with_cost, pair, tmp_path):
@@ -419,8 +606,8 @@ def test_models_are_trained_and_masks_compared(trained, tmp_path, capsys):
     command(*runs, "--out", tmp_path / "out", "--no-cost", "--resamples", 200)
     printed = capsys.readouterr().out
     assert printed.startswith("# 1 model on echo-phantom\n")
-    assert "| best constant prediction |" in printed
-    (row,) = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
+    assert "| constant prediction |" in printed
+    row, _ = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
     for name in ("dice", "dice/lv", "mae"):
         each = [run.record["results"][name] for run in finished]
         assert float(row[name]) == pytest.approx(np.mean(each), nan_ok=True)
@@ -441,6 +628,12 @@ def test_finished_runs_are_kept_and_stopped_ones_go_on(trained):
     assert said[1] == "resuming run 2 of 2, unet with seed 1"
     assert (runs[0] / "model.safetensors").stat().st_mtime_ns == touched
     assert (runs[0] / "model.safetensors").read_bytes() == before[0]
+    assert (runs[1] / "cases.csv").read_bytes() == before[1]
+    (runs[1] / "cases.csv").unlink()  # as a run leaves it that was killed before it wrote its tables
+    with pytest.raises(DataError, match=r"has not finished \(status 'done', no cases\.csv\)\. Go on with: medvid-run"):
+        read_finished(runs[1])
+    train_missing(["unet"], None, 2, QUICK, out, plugins.registry(), said.append)
+    assert said[3] == "resuming run 2 of 2, unet with seed 1"
     assert (runs[1] / "cases.csv").read_bytes() == before[1]
 
 

@@ -150,7 +150,7 @@ def test_batches_that_do_not_fit_are_not_tried(sample, monkeypatch):
 
 def test_cost_of_a_run_on_its_own_data(tiny_run):
     """Everything the table shows, from the run directory alone."""
-    found = measure_cost(tiny_run, CPU, QUICK)
+    found = measure_cost(tiny_run, CPU, QUICK, load_average=0.3)
     model = load_model(tiny_run)
     assert found.parameters == sum(p.numel() for p in model.parameters()) == found.trained_parameters
     assert (found.frames, found.size) == (3, (32, 32))
@@ -162,6 +162,7 @@ def test_cost_of_a_run_on_its_own_data(tiny_run):
     assert found.clips_per_s > 0
     assert found.precision == "float32"
     assert found.versions["torch"] == torch.__version__
+    assert found.load_average == 0.3
     assert found.memory.process > found.memory.model_and_clip
     assert (found.energy.joules_per_call is None) == found.energy.source.startswith("n/a on this machine: ")
 

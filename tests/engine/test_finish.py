@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from medvid_core.engine.finished import has_finished
+
 
 def test_an_unreadable_test_case_costs_that_case(medvid, vtus, tmp_path):
     """The run ends well, with its model; the case is named in the record and in the table, not scored."""
@@ -40,3 +42,37 @@ def test_scores_are_float32_whatever_the_precision_of_training(medvid, tmp_path)
     medvid("--model", "unet", *words, "--out", run)
     medvid("evaluate", run, "--out", tmp_path / "again")
     assert (run / "cases.csv").read_bytes() == (tmp_path / "again" / "cases.csv").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["medvid_core.engine.train.write_tables", "medvid_core.report.html.write_report"])
+def test_a_run_is_done_only_when_all_is_written(medvid, monkeypatch, tmp_path, place):
+    """Killed before its tables, or its report, a run must go on: one called done without them could not be compared."""
+    run = tmp_path / "run"
+    words = ("preset=tiny", "dataset.cases=5", "dataset.frames=5", "train.max_steps=1", "evaluate.overlays=0")
+    statuses = []
+
+    def killed(*_):
+        statuses.append(json.loads((run / "run.json").read_text())["status"])
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, killed)
+        with pytest.raises(SystemExit):
+            medvid("--model", "unet", *words, "--out", run)
+    assert statuses == ["running"]
+    assert not has_finished(run)
+    assert (run / "cases.csv").exists() == place.endswith("report")
+    medvid("train", "--resume", run)
+    assert has_finished(run)
+    assert (run / "report.html").exists()
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["split"]) == ("done", "test")
+
+
+def test_no_step_scores_the_weights_as_they_are(medvid, tmp_path):
+    """The table is that of the untrained baseline."""
+    words = ("preset=tiny", "dataset.cases=5", "dataset.frames=5", "train.max_steps=0", "evaluate.overlays=0")
+    medvid("--model", "unet", *words, "--out", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["results"] == record["baselines"]["untrained"]

@@ -1,9 +1,13 @@
 """What is shown as a run starts."""
 
 import dataclasses
+import math
+
+import pytest
 
 from medvid_core import OutputSpec
-from medvid_core.engine.run import header_lines
+from medvid_core.data.clip import Case, Index, Source
+from medvid_core.engine.run import fingerprint, header_lines
 
 
 def record(*outputs, root="") -> dict:
@@ -49,3 +53,46 @@ def test_every_output_is_shown_with_task_and_classes():
     )
     many = OutputSpec(name="act", task="classification", classes=tuple("abcdefghij"))
     assert predicts(many) == "predicts act: classification of a, b, c, d, e, f, g, h, … (10 in all)"
+
+
+CASE = Case(
+    case_id="a",
+    group_id="p",
+    frames=3,
+    streams={"video": Source(reader="video", paths=("a.avi",))},
+    targets={"view": 1, "volumes": (120.0, math.nan)},
+    frame_targets={"phase": (0.0, 1.0, math.nan)},
+    times_s=(0.0, 0.1, 0.2),
+    history={"ef": ((0.0, 60.0), (5.0, 55.0))},
+)
+
+
+def of_one(**changes) -> str:
+    return fingerprint(Index(cases=(dataclasses.replace(CASE, **changes),), outputs=()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": {"view": 0, "volumes": (120.0, math.nan)}},
+        {"targets": {"view": 1, "volumes": (120.0, 55.0)}},
+        {"targets": {"other": 1, "volumes": (120.0, math.nan)}},
+        {"targets": {}},
+        {"frame_targets": {"phase": (0.0, 1.0, 1.0)}},
+        {"frame_targets": {"stall": (0.0, 1.0, math.nan)}},
+        {"times_s": (0.0, 0.1, 0.3)},
+        {"times_s": ()},
+        {"history": {"ef": ((0.0, 60.0), (5.0, 56.0))}},
+        {"history": {"ef": ((0.0, 60.0), (6.0, 55.0))}},
+    ],
+)
+def test_the_fingerprint_is_of_what_is_known_too(changes):
+    """Other labels of the same files are other data."""
+    assert of_one(**changes) != of_one()
+
+
+def test_the_fingerprint_knows_no_place_and_no_order():
+    """Neither where files lie nor in which order labels were put down."""
+    moved = {"video": Source(reader="video", paths=("elsewhere/a.avi",))}
+    turned = {"volumes": (120.0, math.nan), "view": 1}
+    assert of_one(streams=moved) == of_one(targets=turned) == of_one()

@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from medvid_core.data.datasets import motion_phantom
+from medvid_core.engine.compare import compare
+from medvid_core.engine.finished import read_finished, read_scored
+from medvid_core.metrics.anomaly import alarms_of
 from medvid_core.specs import OutputSpec
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -283,6 +286,84 @@ def test_cases_of_which_one_of_two_numbers_is_known_teach_that_one(medvid, monke
     assert {first for first, _ in known} == {True}
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(line["loss"]) for line in losses if line["kind"] == "train")
+
+
+def test_alarm_thresholds_are_those_of_the_validation_cases(medvid, tmp_path):
+    """The test cases do not choose what they are judged by; evaluation and comparison take what the run recorded."""
+    phantom = ("dataset.question=stall", "dataset.patients=16", "dataset.frames=16", "dataset.size=[32,32]")
+    run = tmp_path / "run"
+    medvid("--model", "cnn-mamba", *TINY, *phantom, "dataset.beats=2", "split.val=0.3", "split.test=0.3", "--out", run)
+    record = record_of(run)
+    medvid("evaluate", run, "--split", "val", "--out", tmp_path / "val")
+    (output,) = read_finished(run).info.outputs
+    assert record["alarm_thresholds"] == alarms_of(read_scored(tmp_path / "val", [output]), [output])
+    limit = record["alarm_thresholds"]["stall"]["frame"]
+    frames = [(float(row["true/stall"]), float(row["score/stall"]) > limit) for row in rows(run, "frames.csv")]
+    found = {kind: np.mean([alarm for true, alarm in frames if true == kind]) for kind in (0.0, 1.0)}
+    name = "sensitivity-at-95-specificity"
+    assert record["results"][name] == pytest.approx(found[1.0])
+    assert record["results"][f"{name}/specificity"] == pytest.approx(1 - found[0.0])
+    assert not [note for note in record["notes"] if "alarm" in note]
+    assert record["baselines"]["constant"][name] == 0  # of its own: a score that never changes raises none
+    medvid("evaluate", run, "--out", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert again["results"] == record["results"]
+    compared = compare([run], tmp_path / "compared", resamples=100).entries[0].values
+    assert compared[name].value == record["results"][name]
+    assert compared["detection-delay/missed"].value == record["results"]["detection-delay/missed"]
+
+
+def test_without_validation_cases_it_is_said_that_the_test_chose_its_thresholds(medvid, tmp_path):
+    phantom = ("dataset.question=stall", "dataset.patients=8", "dataset.frames=16", "dataset.size=[32,32]")
+    words = (*TINY, *phantom, "dataset.beats=2", "split.val=0", "split.test=0.5")
+    medvid("--model", "cnn-mamba", *words, "--out", tmp_path / "run")
+    said = (
+        "alarm thresholds of stall were chosen on the very cases that are scored (test), not beforehand on normal "
+        "validation cases: sensitivity-at-95-specificity and detection-delay look somewhat too good"
+    )
+    assert said in record_of(tmp_path / "run")["notes"]
+    assert record_of(tmp_path / "run")["alarm_thresholds"] == {}
+    assert "Alarm thresholds of stall" in (tmp_path / "run" / "report.html").read_text()
+    medvid("evaluate", tmp_path / "run", "--out", tmp_path / "again")
+    assert said in json.loads((tmp_path / "again" / "summary.json").read_text())["notes"]
+    medvid("--model", "cnn-mamba", *words, "metrics=[frame-auroc]", "--out", tmp_path / "other")
+    assert not [note for note in record_of(tmp_path / "other")["notes"] if "alarm" in note]
+
+
+def test_the_number_at_the_next_visit(medvid, tmp_path):
+    """Visits that a table lists become histories, beside which stand carrying the last value forward and a trend."""
+    lines, parts = ["file,group_id,visit_time,ef,split"], ["train"] * 3 + ["val"] + ["test"] * 3
+    for patient, part in enumerate(parts):
+        for visit in range(4):
+            frames(tmp_path / f"p{patient}v{visit}", 3 + visit)
+            fall = visit**2 * (2.0 if patient % 2 else 0.5)
+            lines.append(f"p{patient}v{visit},p{patient},2021-0{2 * visit + 1}-01,{60 + patient - fall},{part}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    words = (
+        "--data",
+        tmp_path / "table.csv",
+        "dataset.progression=ef",
+        *TINY,
+        "clip.frames=12",
+        "model.time_gaps=true",
+    )
+    medvid("--model", "cnn-mamba", *words, "--out", tmp_path / "run")
+    record, found = record_of(tmp_path / "run"), rows(tmp_path / "run")
+    assert record["dataset"]["cases"] == {"train": 9, "val": 3, "test": 9}
+    assert [row["case_id"] for row in found[:3]] == ["p4/visit-2", "p4/visit-3", "p4/visit-4"]
+    assert [row["frames"] for row in found[:3]] == ["3", "7", "12"]
+    assert [row["true/next_ef"] for row in found[3:6]] == ["63.0", "57.0", "47.0"]
+    assert [row["last/next_ef"] for row in found[3:6]] == ["65.0", "63.0", "57.0"]
+    results, baselines = record["results"], record["baselines"]
+    assert baselines["carry-forward"]["mae"] == pytest.approx((2 + 6 + 10 + 2 * (0.5 + 1.5 + 2.5)) / 9)
+    assert baselines["trend"]["mae"] < baselines["carry-forward"]["mae"]
+    assert (baselines["carry-forward"]["auroc-worsened"], baselines["trend"]["auroc-worsened"]) == (0.5, 1.0)
+    assert (baselines["carry-forward"]["c-index"], baselines["trend"]["c-index"] > 0.5) == (0.5, True)
+    assert {"auroc-worsened", "c-index"} <= results.keys()
+    medvid("evaluate", tmp_path / "run", "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "cases.csv").read_bytes() == (tmp_path / "run" / "cases.csv").read_bytes()
+    medvid("compare", tmp_path / "run", "--no-cost", "--resamples", "100", "--out", tmp_path / "table")
+    assert "| last value carried forward |" in (tmp_path / "table" / "comparison.md").read_text()
 
 
 # --- what cannot be ------------------------------------------------------------------------------------------------

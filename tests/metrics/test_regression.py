@@ -1,6 +1,7 @@
 """Metrics of numbers: by hand, beside scikit-learn, and where they are undefined."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,3 +166,59 @@ def test_mae_means_what_the_task_asks_for():
     assert isinstance(create_metric("mae", [masks]), segmentation.MeanAbsoluteError)
     with pytest.raises(ConfigError, match="'mae' means one thing for a segmentation and another for a regression"):
         create_metric("mae", [masks, EF])
+
+
+def changes(name, last, predicted, true, output=PLAIN) -> dict[str, float]:
+    """Score cases of which some have a number that was measured before."""
+    made = [
+        one if before is None else replace(one, last={output.name: np.atleast_1d(np.asarray(before, dtype=float))})
+        for one, before in zip(cases(output, predicted, true), last, strict=True)
+    ]
+    return create_metric(name, [output]).summarise(made)
+
+
+def test_worsening_by_hand():
+    """Falls by 10, 9, 30, and a rise; the falls foreseen are 5, 5, 1 and 0. What has no past, or no future, is out."""
+    last, true = [60, 60, 70, 50, None, 60], [50, 51, 40, 55, 20, None]
+    predicted = [55, 55, 69, 50, 90, 90]
+    assert changes("auroc-worsened", last, predicted, true) == {"auroc-worsened": pytest.approx((0.5 + 1 + 0 + 1) / 4)}
+    # of six pairs of changes -10, -9, -30, 5, called -5, -5, -1, 0: right 3 with the rise, and half of the first two
+    assert changes("c-index", last, predicted, true) == {"c-index": pytest.approx((3 + 0.5) / 6)}
+
+
+def test_carrying_forward_foresees_no_change():
+    last, true = [60, 60, 70, 50], [40, 61, 55, 45]
+    assert changes("auroc-worsened", last, last, true) == {"auroc-worsened": 0.5}
+    assert changes("c-index", last, last, true) == {"c-index": 0.5}
+    assert changes("auroc-worsened", last, true, true) == {"auroc-worsened": 1.0}
+    assert changes("c-index", last, true, true) == {"c-index": 1.0}
+
+
+@pytest.mark.parametrize("name", ["auroc-worsened", "c-index"])
+def test_without_a_history_there_is_no_column(name):
+    """A plain regression is asked nothing about change; where all changed alike, the answer is undefined."""
+    assert changes(name, [None, None], [1, 2], [3, 4]) == {}
+    assert math.isnan(changes(name, [60, 60], [1, 2], [59, 59])[name])
+
+
+@given(NUMBERS, st.integers(0, 99))
+@settings(max_examples=40)
+def test_concordance_is_that_of_all_pairs(drawn, seed):
+    predicted, true = drawn
+    last = np.random.default_rng(seed).integers(40, 60, len(true))
+    pairs = [(i, j) for i in range(len(true)) for j in range(i) if true[i] - last[i] != true[j] - last[j]]
+    called = [np.sign((predicted - last)[i] - (predicted - last)[j]) for i, j in pairs]
+    right = [np.sign((true - last)[i] - (true - last)[j]) for i, j in pairs]
+    expected = np.mean([(1 + a * b) / 2 for a, b in zip(called, right, strict=True)]) if pairs else math.nan
+    assert changes("c-index", last, predicted, true)["c-index"] == pytest.approx(expected, nan_ok=True)
+    worsened = last - true >= 10
+    if worsened.any() and not worsened.all():
+        area = sk.roc_auc_score(worsened, last - predicted)
+        assert changes("auroc-worsened", last, predicted, true)["auroc-worsened"] == pytest.approx(area)
+
+
+def test_change_of_several_numbers():
+    """Each by itself, where it is known, and the mean."""
+    last = [[100, 50], [100, 50], [100, math.nan]]
+    found = changes("auroc-worsened", last, [[80, 50], [99, 60], [70, 0]], [[85, 40], [99, 50], [99, 0]], VOLUMES)
+    assert found == {"auroc-worsened": 0.75, "auroc-worsened/edv": 0.5, "auroc-worsened/esv": 1.0}

@@ -4,6 +4,7 @@ That they keep their promises on average is shown by `benchmarks/patients.py`.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from sklearn import metrics as sk
 from medvid_core import DataError, OutputSpec, create_metric
 from medvid_core.metrics import ScoredCase
 from medvid_core.metrics.permutation import holm, sign_flip_test, swap_test
-from medvid_core.metrics.statistics import FEWEST_GROUPS, bootstrap, by_group, difference, mean_interval, paired
+from medvid_core.metrics.statistics import (
+    FEWEST_GROUPS,
+    bootstrap,
+    bounds_of,
+    by_group,
+    cut,
+    difference,
+    mean_interval,
+    paired,
+)
 
 ILL = OutputSpec(name="ill", task="classification", classes=("no", "yes"))
 
@@ -145,6 +155,31 @@ def test_an_interval_without_width_is_said_to_say_nothing():
     found = mean_interval(each_by_itself([1] * 20))
     assert (found.low, found.high) == (1, 1)
     assert found.note == "all patients are alike, so that the interval says nothing"
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([0.2, 1.0, math.nan], True, (0, 1)),
+        ([0.2, 1.0], False, (0, math.inf)),  # an error: 1 is nothing special
+        ([0.2, 1.1], True, (0, math.inf)),
+        ([-0.1, 0.5], True, (-math.inf, math.inf)),
+    ],
+)
+def test_bounds_of_a_mean(values, share, expected):
+    assert bounds_of(values, share) == expected
+
+
+def test_an_interval_is_cut_and_stays_itself():
+    found = mean_interval(each_by_itself([0, 1, 1]))
+    assert found.low < 0
+    assert found.high > 1
+    shown = cut(found, (0, 1))
+    assert (shown.low, shown.high) == (0, 1)
+    assert replace(shown, low=found.low, high=found.high) == found
+    undefined = cut(mean_interval({"a": [1.0]}), (0, 1))
+    assert math.isnan(undefined.low)
+    assert math.isnan(undefined.high)
 
 
 def test_undefined_resamples_are_left_out_and_counted():

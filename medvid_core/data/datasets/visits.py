@@ -72,7 +72,7 @@ def histories(clips: Sequence[Case], number: str, table: Path) -> tuple[list[Cas
             if following.value is None:
                 skipped[name] = f"the visit has no {number} to foresee"
             elif all(visit.value is None for visit in visits[:count]):
-                skipped[name] = f"no visit before it has a {number}"
+                skipped[name] = f"no {number} is known of any visit before it"
             else:
                 cases.append(_history(name, visits[:count], following.time_s, following.value, number))
     return cases, skipped
@@ -88,7 +88,7 @@ def _visits(clips: Sequence[Case], number: str, table: Path) -> list[Visit]:
         values = {value for clip in mine if isinstance(value := clip.targets.get(number), float)}
         if len(values) > 1:
             raise DataError(
-                f"{table}: the clips of patient {mine[0].group_id!r} at visit_time {mine[0].visit_time!r} say different "
+                f"{table}: the clips of patient {mine[0].group_id!r} at visit_time {mine[0].visit_time!r} differ in "
                 f"{number}: {' and '.join(f'{value:g}' for value in sorted(values))}. A visit has one."
             )
         found.append(Visit(time_s, tuple(mine), values.pop() if values else None))
@@ -105,7 +105,7 @@ def _seconds(text: str, table: Path) -> float:
         raise DataError(
             f"{table}: the visit_time {text!r} is neither a date such as 2021-03-04 nor a number of days."
         ) from error
-    return moment.replace(tzinfo=moment.tzinfo or datetime.timezone.utc).timestamp()
+    return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
 
 
 def _history(name: str, past: Sequence[Visit], next_s: float, next_value: float, number: str) -> Case:
@@ -135,10 +135,10 @@ def _frame_times(visit: Visit, start_s: float) -> Iterator[float]:
     """Yield when each frame of a visit was taken, its clips one after the other; all at once where nobody knows."""
     for clip in visit.clips:
         if clip.times_s:
-            times = np.asarray(clip.times_s) - clip.times_s[0]
+            times = np.asarray(clip.times_s, np.float64) - clip.times_s[0]
             step = float(times[-1]) / max(1, clip.frames - 1)
         else:
             step = 1 / clip.fps if clip.fps else 0.0
-            times = np.arange(clip.frames) * step
+            times = step * np.arange(clip.frames, dtype=np.float64)
         yield from (start_s + times).tolist()
         start_s += float(times[-1]) + step

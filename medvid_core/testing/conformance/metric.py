@@ -226,8 +226,13 @@ def _with_other(case: ScoredCase) -> ScoredCase:
     def twice(values: Mapping[str, Floats]) -> dict[str, Floats]:
         return {**values, **dict.fromkeys(["other"], *values.values())} if values else {}
 
-    kinds = ("predicted", "true", "true_frames", "last")
-    return replace(case, **{kind: twice(getattr(case, kind)) for kind in kinds})
+    return replace(
+        case,
+        predicted=twice(case.predicted),
+        true=twice(case.true),
+        true_frames=twice(case.true_frames),
+        last=twice(case.last),
+    )
 
 
 def test_per_frame_has_a_value_for_each_frame(of_masks: MetricOfMasks) -> None:
