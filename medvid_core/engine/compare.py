@@ -18,7 +18,7 @@ from medvid_core.data.splits import STRADDLING
 from medvid_core.engine.contrast import Difference, Metrics, Value, cases_of, correct, differences_of, values_of
 from medvid_core.engine.cost import Cost, CostSettings, measure_cost
 from medvid_core.engine.finished import FinishedRun, check_comparable, grouped, read_finished, read_scored
-from medvid_core.engine.scoring import build_metrics
+from medvid_core.engine.scoring import build_metrics, own_alarms
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.metrics.base import CaseMetric, Metric
 from medvid_core.metrics.statistics import RESAMPLES
@@ -228,6 +228,10 @@ def _notes(runs: Sequence[FinishedRun], metrics: Metrics) -> list[str]:
         notes.append(f"There were no test cases: these are the {part} cases, and the results are too good.")
     if any(STRADDLING in (run.record.get("notes") or ()) for run in runs):
         notes.append(f"{STRADDLING[0].upper()}{STRADDLING[1:]}.")
+    for run in runs:
+        alarms = run.record.get("alarm_thresholds") or {}
+        if remark := own_alarms(metrics, run.info.outputs, alarms, str(part)):
+            notes.append(f"{run.directory}: {remark}.")
     names = {metric.name for metric in metrics}
     if left_out := sorted({name for run in runs for name in _metrics_of(run)} - names):
         notes.append(f"Not every run has been scored with {', '.join(left_out)}: left out.")

@@ -363,7 +363,8 @@ def _finish(session: Session) -> None:
     network = session.network
     network.load_state_dict(tensors, strict=session.base is None)
     if run.main:
-        save_model(network, run.directory / MODEL_FILE, base=session.base)  # first of all: whatever fails below, the model is there
+        # first of all: whatever fails below, the model is there
+        save_model(network, run.directory / MODEL_FILE, base=session.base)
     alarms = _alarms(session, network, "alarm thresholds")
     rows, summary = _score(session, network, splits[part], f"{part} cases", alarms)
     if remark := own_alarms(session.scorer.metrics, session.scorer.others, alarms, part):

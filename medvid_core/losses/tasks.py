@@ -106,8 +106,8 @@ class ByTask:
             longest = max((case.frames for case in cases if _only_as_a_whole(case, output)), default=0)
             if output.task == "anomaly" and longest > (length := _clip_frames(model)):
                 notes.append(
-                    f"{output.name}: videos of up to {longest} frames are labelled as a whole, and each clip of {length} "
-                    "is taught their label, whatever it shows. Let clip.frames times clip.stride cover a video."
+                    f"{output.name}: videos of up to {longest} frames are labelled as a whole, and each clip of "
+                    f"{length} is taught their label, whatever it shows. Let clip.frames times clip.stride cover a video."
                 )
         return notes
 

@@ -414,6 +414,28 @@ def test_other_labels_of_frames_are_refused(tmp_path):
         compare(runs("number", ef, lambda case: dataclasses.replace(case, true={})), tmp_path / "out")
 
 
+def test_alarm_thresholds_are_those_of_each_run(tmp_path):
+    """Recorded ones are kept, also while resampling; where none are, a note says on what they were chosen."""
+    stall, name = OUTPUTS[-1], "sensitivity-at-95-specificity"
+    scored = [of_all_tasks(n, known=True) for n in range(6)]
+    words = {"outputs": (stall,), "metrics": (name,)}
+    low, high = {"frame": -9.0, "video": -9.0}, {"frame": 9.0, "video": 9.0}
+    runs = [
+        finish(tmp_path / kind, scored, f"lab/{kind}", **words, record={"alarm_thresholds": {"stall": limits}})
+        for kind, limits in (("low", low), ("high", high))
+    ]
+    found = compare(runs, tmp_path / "out", resamples=RESAMPLES)
+    shown = [(entry.values[name].low, entry.values[name].value, entry.values[name].high) for entry in found.entries]
+    assert shown == [(1, 1, 1), (0, 0, 0)]
+    assert found.entries[1].differences[name].difference == -1
+    assert not found.notes
+    without = finish(tmp_path / "without", scored, "lab/without", **words)
+    assert (
+        f"{without}: alarm thresholds of stall were chosen on the very cases that are scored (test)"
+        in (compare([without], tmp_path / "alone", resamples=RESAMPLES).notes[0])
+    )
+
+
 def test_what_was_measured_before_is_read_back(tmp_path):
     """Of the cases that have a history; a table in which none has does not know the column."""
     known = [of_all_tasks(n, known=True) for n in range(2)]

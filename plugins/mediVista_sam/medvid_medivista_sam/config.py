@@ -141,35 +141,3 @@ SWITCHES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Ablation switches and the wirings that have them."""
-
-_ADDED = (
-    "image_encoder.stem",
-    "image_encoder.out_conv",
-    "image_encoder.branch",
-    "image_encoder.factors",
-    "image_encoder.blocks.*.temporal*",
-    "image_encoder.blocks.*.cross*",
-    "image_encoder.blocks.*.adapter*",
-    "image_encoder.blocks.*.cores*",
-    "prompt_encoder",
-    "mask_decoder",
-)
-
-TRAINABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "adapters": _ADDED,
-        "figure": (*_ADDED, "image_encoder.patch_embed", "image_encoder.pos_embed", "image_encoder.neck"),
-    }
-)
-"""Named choices of what is trained, as patterns of parameter names; they hold for every wiring.
-
-``adapters``: everything that SAM's image encoder has not, the prompt encoder and the mask decoder. ``figure``: what the
-first version's figure leaves unfrozen, that is all but norm1, attn, norm2 and mlp of the encoder's blocks.
-"""
-
-PROMPT_ONLY = (
-    "prompt_encoder.point_embeddings.*",
-    "prompt_encoder.not_a_point_embed.*",
-    "prompt_encoder.mask_downscaling.*",
-)
-"""Parameters that receive no gradient from a clip without prompts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from medvid_core.hookspecs import hookimpl
 from medvid_core.specs import Card, ClipSpec, ModelSpec, Settings
-from medvid_medivista_sam.config import PROMPT_ONLY, TRAINABLE
 
 MEDVID_PLUGIN_API = (1, 0)
 
@@ -54,6 +53,37 @@ _SMALL: Settings = {
 }
 
 _FULL: Settings = {"model.checkpointing": True}
+
+
+_ADDED = (
+    "image_encoder.stem",
+    "image_encoder.out_conv",
+    "image_encoder.branch",
+    "image_encoder.factors",
+    "image_encoder.blocks.*.temporal*",
+    "image_encoder.blocks.*.cross*",
+    "image_encoder.blocks.*.adapter*",
+    "image_encoder.blocks.*.cores*",
+    "prompt_encoder",
+    "mask_decoder",
+)
+
+TRAINABLE = {
+    "adapters": _ADDED,
+    "figure": (*_ADDED, "image_encoder.patch_embed", "image_encoder.pos_embed", "image_encoder.neck"),
+}
+"""Named choices of what is trained, as patterns of parameter names; they hold for every wiring.
+
+``adapters``: everything that SAM's image encoder has not, the prompt encoder and the mask decoder. ``figure``: what the
+first version's figure leaves unfrozen, that is all but norm1, attn, norm2 and mlp of the encoder's blocks.
+"""
+
+PROMPT_ONLY = (
+    "prompt_encoder.point_embeddings.*",
+    "prompt_encoder.not_a_point_embed.*",
+    "prompt_encoder.mask_downscaling.*",
+)
+"""Parameters that receive no gradient from a clip without prompts."""
 
 
 @hookimpl

@@ -20,7 +20,7 @@ from torch import nn
 from medvid_core.errors import CheckpointError
 from medvid_core.specs import OutputSpec
 from medvid_core.weights import read_state
-from medvid_medivista_sam.config import PATCH, PROMPT_ONLY, TRAINABLE, VARIANTS, MediViSTAConfig
+from medvid_medivista_sam.config import PATCH, VARIANTS, MediViSTAConfig
 from medvid_medivista_sam.importer import (
     EARLIER_BLOCKS,
     FIRST_VERSION,
@@ -39,6 +39,7 @@ from medvid_medivista_sam.network.encoder import SAM_MEAN, SAM_STD, SamEncoder
 from medvid_medivista_sam.network.layers import MLP, resized_positions
 from medvid_medivista_sam.network.prompt_encoder import PromptEncoder
 from medvid_medivista_sam.network.up_path import transposed_convs
+from medvid_medivista_sam.plugin import PROMPT_ONLY, TRAINABLE
 
 TABLES = Path(__file__).resolve().parents[3].parent / "shared" / "reference" / "medivista_sam"
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # of counters, into shapes

@@ -15,13 +15,14 @@ from torch import nn
 
 from medvid_core.errors import ConfigError
 from medvid_core.specs import OutputSpec
-from medvid_medivista_sam.config import PROMPT_ONLY, TRAINABLE, VARIANTS, WIRINGS, MediViSTAConfig, Variant
+from medvid_medivista_sam.config import VARIANTS, WIRINGS, MediViSTAConfig, Variant
 from medvid_medivista_sam.network import build
 from medvid_medivista_sam.network.attention import Clip, CrossFrameAttention, FrameAttention, temporal_kernel
 from medvid_medivista_sam.network.encoder import SamEncoder
 from medvid_medivista_sam.network.fusion import DetailGate, stretched, wavelet_detail
 from medvid_medivista_sam.network.layers import resized_positions
 from medvid_medivista_sam.network.model import min_max
+from medvid_medivista_sam.plugin import PROMPT_ONLY, TRAINABLE
 
 WIRING = pytest.mark.parametrize("wiring", WIRINGS)
 
