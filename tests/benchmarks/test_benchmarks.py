@@ -80,3 +80,11 @@ def test_cost_against_length(benchmark_named, capsys):
     text = capsys.readouterr().out
     assert "## training" in text
     assert text.count("| 16 |") == 3  # forward, training, operations
+
+
+@pytest.mark.slow
+def test_the_questions_of_the_motion_phantom(benchmark_named, capsys, tmp_path):
+    benchmark_named("questions").main(["--quick", "--questions", "order,progression", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "| order | accuracy |" in text
+    assert "(carry-forward)" in text or "(trend)" in text
