@@ -107,7 +107,8 @@ class ByTask:
             if output.task == "anomaly" and longest > (length := _clip_frames(model)):
                 notes.append(
                     f"{output.name}: videos of up to {longest} frames are labelled as a whole, and each clip of "
-                    f"{length} is taught their label, whatever it shows. Let clip.frames times clip.stride cover a video."
+                    f"{length} is taught their label, whatever it shows. "
+                    "Let clip.frames times clip.stride cover a video."
                 )
         return notes
 
