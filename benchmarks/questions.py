@@ -27,7 +27,6 @@ SEEDS = 3
 
 VARIANTS = {
     "cnn-mamba": ("cnn-mamba",),
-    "cnn-mamba, no motion": ("cnn-mamba", "model.motion=false"),
     "cnn, motion": ("cnn", "model.motion=true"),
     "cnn": ("cnn",),
 }
@@ -51,13 +50,13 @@ class Question:
 
 QUESTIONS = (
     Question("order", ("accuracy",)),
-    Question("ejection_fraction", ("mae", "r2"), ("train.epochs=20",)),
+    Question("ejection_fraction", ("mae", "r2"), ("train.epochs=16",)),
     Question("phase", ("frame-accuracy", "segmental-f1"), ("clip.frames=32",)),
     Question("stall", ("frame-auroc", "video-auroc"), ("clip.frames=48",)),
     Question("arrhythmia", ("frame-auroc", "video-auroc"), ("clip.frames=48",)),
     Question("progression", ("mae", "r2"), ("clip.frames=80", "model.time_gaps=true")),
 )
-COMMON = ("preset=small", "clip.size=[32,32]", "dataset.patients=160", "train.epochs=12")
+COMMON = ("preset=small", "clip.size=[32,32]", "dataset.patients=160", "train.epochs=10", "evaluate.overlays=0")
 QUICK = ("preset=tiny", "dataset.patients=12", "train.epochs=1")
 
 NOTES = """
