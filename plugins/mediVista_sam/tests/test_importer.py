@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import importlib.machinery
+import importlib.util
 import sys
 import types
 from functools import partial
@@ -20,7 +21,7 @@ from torch import nn
 from medvid_core.errors import CheckpointError
 from medvid_core.specs import OutputSpec
 from medvid_core.weights import read_state
-from medvid_medivista_sam.config import PATCH, VARIANTS, MediViSTAConfig
+from medvid_medivista_sam.config import PATCH, MediViSTAConfig
 from medvid_medivista_sam.importer import (
     EARLIER_BLOCKS,
     FIRST_VERSION,
@@ -32,14 +33,18 @@ from medvid_medivista_sam.importer import (
     import_v1,
     import_v2,
 )
-from medvid_medivista_sam.network import MediViSTA, build
+from medvid_medivista_sam.network import build
 from medvid_medivista_sam.network.attention import Clip
-from medvid_medivista_sam.network.decoder import MaskDecoder
-from medvid_medivista_sam.network.encoder import SAM_MEAN, SAM_STD, SamEncoder
-from medvid_medivista_sam.network.layers import MLP, resized_positions
-from medvid_medivista_sam.network.prompt_encoder import PromptEncoder
-from medvid_medivista_sam.network.up_path import transposed_convs
+from medvid_medivista_sam.network.encoder import SAM_MEAN, SAM_STD
+from medvid_medivista_sam.network.layers import resized_positions
 from medvid_medivista_sam.plugin import PROMPT_ONLY, TRAINABLE
+
+_SPEC = importlib.util.spec_from_file_location("medivista_layouts", Path(__file__).with_name("layouts.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+layouts = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(layouts)
+meta_file, plain_sam = layouts.meta_file, layouts.plain_sam
 
 TABLES = Path(__file__).resolve().parents[3].parent / "shared" / "reference" / "medivista_sam"
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # of counters, into shapes
@@ -67,28 +72,6 @@ def table(name):
 def on_meta(*args, **config):
     with torch.device("meta"):
         return medivista(*args, **config)
-
-
-def plain_sam(variant="tiny", grid=None):
-    """SAM itself, of our parts."""
-    shape = VARIANTS[variant]
-    return MediViSTA(
-        MediViSTAConfig(wiring="fusion", variant=variant, temporal=False, cross_branch=False, low_rank=0),
-        OutputSpec(name="mask", task="segmentation", classes=tuple("abcd")),
-        SamEncoder(shape, grid or shape.grid),
-        PromptEncoder(256),
-        MaskDecoder(4, 256, shape.decoder_mlp, transposed_convs(256, 2), 32),
-    )
-
-
-def meta_file(variant="tiny", grid=None):
-    """A state dict in Meta's layout, with random values."""
-    torch.manual_seed(7)
-    model = plain_sam(variant, grid)
-    head = {f"mask_decoder.iou_prediction_head.{k}": x for k, x in MLP(256, 256, 4, 3).state_dict().items()}
-    names = {k: k.replace(".mlp.fc", ".mlp.lin") if k.startswith("image_encoder") else k for k in model.state_dict()}
-    state = {names[k]: x for k, x in model.state_dict().items()} | head
-    return {k: torch.randn_like(x) for k, x in state.items()}
 
 
 def values(model):
