@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -87,6 +88,19 @@ def in_child(script: str, *words: str, **environment: str) -> Any:
         print(f"{Path(script).name} {' '.join(words)}: exit status {done.returncode}", file=sys.stderr)
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, ± the standard deviation where there are several."""
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def say(line: str) -> None:
+    """Show a line of progress, apart from the result."""
+    print(line, file=sys.stderr)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine, table
+from measuring import machine, mean_and_spread, say, table
 
 from medvid_core import plugins
 from medvid_core.engine.train_many import train_missing
@@ -74,21 +72,16 @@ def answers(question: Question, seeds: int, common: Sequence[str], out: Path) ->
     records = {}
     for variant, (model, *own) in VARIANTS.items():
         folder = out / question.name / variant.replace(", ", "-").replace(" ", "-")
-        runs = train_missing([model], None, seeds, [*settings, *own], folder, plugins.registry(), _say)
+        runs = train_missing([model], None, seeds, [*settings, *own], folder, plugins.registry(), say)
         records[variant] = [json.loads((run / "run.json").read_text()) for run in runs]
     rows = []
     for measure in question.measures:
         row = [question.name, measure]
         for found in records.values():
             values = [record["results"].get(measure, float("nan")) for record in found]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            row.append(f"{statistics.mean(values):.3f}{spread}")
+            row.append(mean_and_spread(values))
         rows.append([*row, trivial(records["cnn"][0], measure)])
     return rows
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def trivial(record: dict[str, Any], measure: str) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,14 @@ def read_prompts(path: Path, cases: Sequence[Case], output: OutputSpec) -> dict[
     entries = content.get("prompts") if isinstance(content, Mapping) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f'{path} holds no prompts. Expected: {{"prompts": [{{"frame": 0, "points": [[x, y]]}}, …]}}.')
-    found: dict[str, list[Prompt]] = {}
+    found: dict[str, dict[tuple[int, int], Prompt]] = {}
     for number, entry in enumerate(entries):
         reader = _Entry(entry, f"{path}, prompt {number}", path.parent)
         case = reader.case(cases)
-        found.setdefault(case.case_id, []).append(reader.prompt(case, output))
-    return {name: tuple(prompts) for name, prompts in found.items()}
+        prompt, of_case = reader.prompt(case, output), found.setdefault(case.case_id, {})
+        place = (prompt.frame, prompt.label)
+        of_case[place] = reader.joined(of_case[place], prompt) if place in of_case else prompt
+    return {name: tuple(prompts.values()) for name, prompts in found.items()}
 
 
 _KEYS = ("case", "frame", "class", "points", "labels", "box", "mask")
@@ -161,6 +163,19 @@ class _Entry:
             positive=tuple(label == 1 for label in labels),
             box=box,
             mask=mask,
+        )
+
+    def joined(self, first: Prompt, second: Prompt) -> Prompt:
+        """Return two prompts of one class in one frame as one: models take no more."""
+        for what in ("box", "mask"):
+            if getattr(first, what) is not None and getattr(second, what) is not None:
+                raise DataError(f"{self.where} gives a second {what} for its class and frame. Leave one out.")
+        return replace(
+            first,
+            points=first.points + second.points,
+            positive=first.positive + second.positive,
+            box=second.box if first.box is None else first.box,
+            mask=second.mask if first.mask is None else first.mask,
         )
 
     def _label(self, output: OutputSpec) -> int:

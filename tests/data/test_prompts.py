@@ -41,6 +41,15 @@ def test_points_boxes_and_masks_are_read(tmp_path):
     assert second.mask.tolist() == [[False, True], [False, False]]
 
 
+def test_prompts_of_one_class_in_one_frame_are_one(tmp_path):
+    point, box = {"frame": 1, "points": [[1, 2]]}, {"frame": 1, "box": [0, 0, 4, 4]}
+    outside = {"frame": 1, "points": [[7, 7]], "labels": [0]}
+    (found,) = read_prompts(written(tmp_path, point, box, outside), [case()], BINARY)["one"]
+    assert found == Prompt(frame=1, label=1, points=((1, 2), (7, 7)), positive=(True, False), box=(0, 0, 4, 4))
+    with pytest.raises(DataError, match="prompt 1 gives a second box"):
+        read_prompts(written(tmp_path, box, box), [case()], BINARY)
+
+
 def test_the_only_class_need_not_be_named(tmp_path):
     found = read_prompts(written(tmp_path, {"frame": 1, "points": [[1, 2]]}), [case()], BINARY)
     assert found["one"] == (Prompt(frame=1, label=1, points=((1, 2),), positive=(True,)),)
