@@ -13,7 +13,7 @@ from medvid_cnn_mamba.config import CNNConfig, CNNGRUConfig, CNNMambaConfig, CNN
 from medvid_cnn_mamba.network import build_cnn, build_cnn_gru, build_cnn_mamba, build_cnn_transformer
 from medvid_cnn_mamba.network.encoder import FrameEncoder, MotionBranch
 from medvid_cnn_mamba.network.heads import Ordinal, Pool, Regression
-from medvid_core.errors import ConfigError
+from medvid_core.errors import ConfigError, DataError
 from medvid_core.losses.config import ByTaskConfig
 from medvid_core.losses.tasks import build_by_task
 from medvid_core.specs import OutputSpec
@@ -270,15 +270,16 @@ def test_motion_of_a_still_video_is_none():
     assert branch(torch.randn(1, 2, 3, 1, 1)).shape == (1, 2, branch.width)
 
 
-def test_time_gaps_take_effect_and_unknown_times_are_none():
+def test_time_gaps_take_effect_and_must_be_known():
     model = network(time_gaps=True).eval()
     batch = batch_of()
     other = {**batch, "time_s": 3 * batch["time_s"]}
     assert (model(batch)["view"] - model(other)["view"]).abs().max() > 1e-5
     later = {**batch, "time_s": batch["time_s"] + 1e3}
     same(model(batch), model(later), atol=1e-3)  # of a clock only differences count
-    unknown = {**batch, "time_s": torch.full_like(batch["time_s"], torch.nan)}
-    same(model(unknown), model({**batch, "time_s": torch.zeros_like(batch["time_s"])}))
+    batch["time_s"][1] = torch.nan
+    with pytest.raises(DataError, match=r"model\.time_gaps=true needs to know when frames were taken"):
+        model(batch)
 
 
 def test_forecast_scores():

@@ -12,7 +12,7 @@ from medvid_cnn_mamba.config import VideoNetConfig
 from medvid_cnn_mamba.network.encoder import FrameEncoder, MotionBranch
 from medvid_cnn_mamba.network.heads import Heads, Pool, PoolState
 from medvid_cnn_mamba.network.temporal import State
-from medvid_core.errors import ConfigError
+from medvid_core.errors import ConfigError, DataError
 from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 
@@ -51,7 +51,16 @@ class Frames(nn.Module):
         return tokens, seen
 
     def _gaps(self, times: Tensor, before: FramesState | None) -> Tensor:
-        """Return log(1 + seconds since the frame before), [B,T,1]; 0 where unknown."""
+        """Return log(1 + seconds since the frame before), [B,T,1]; 0 where unknown.
+
+        Raises:
+            DataError: of a whole clip nothing is known.
+        """
+        if times.isnan().all(1).any():
+            raise DataError(
+                "model.time_gaps=true needs to know when frames were taken, and a video has neither times nor a frame "
+                "rate. Train without it, or give times."
+            )
         previous = torch.cat([(times[:, 0] if before is None else before.time)[:, None], times[:, :-1]], 1)
         return (times - previous).nan_to_num(0).clamp(min=0).log1p()[..., None]
 
