@@ -19,6 +19,7 @@ from medvid_core.engine.scoring import (
     CaseRow,
     Scorer,
     build_metrics,
+    check_prompt,
     metric_names,
     own_alarms,
     score_cases,
@@ -105,6 +106,7 @@ def evaluate(
     clip = dataclasses.replace(
         config.clip, frames=info.frames, size=info.size, stride=info.stride, padding=info.padding
     )
+    check_prompt(composed.model, config.evaluate)
     scorer = Scorer(
         info.outputs,
         build_metrics(registry(), config.metrics, info.outputs),

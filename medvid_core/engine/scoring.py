@@ -22,13 +22,13 @@ from medvid_core.data.prompts import Prompt, from_mask
 from medvid_core.data.readers import image_size
 from medvid_core.data.transforms import to_source
 from medvid_core.engine.inference import FrameBlock, Windows, predict_case, segment_case
-from medvid_core.errors import DataError
+from medvid_core.errors import ConfigError, DataError
 from medvid_core.metrics.anomaly import raise_alarms, video_scores
 from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase, ScoredFrames, mean
 from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
-from medvid_core.specs import FRAME_TASKS, ClipSpec, MetricSpec, OutputSpec, resolve
+from medvid_core.specs import FRAME_TASKS, ClipSpec, MetricSpec, ModelSpec, OutputSpec, resolve
 
 _NO_METRICS = ("case_id", "group_id", "frames", "fps", "scored_frames", "problem")
 
@@ -89,6 +89,16 @@ class Scorer:
     def predict(self, model: nn.Module, case: Case) -> ScoredCase:
         """Return what is predicted of a case beside masks, with what is known of it."""
         return scored_case(case, self.others, predict_case(model, self.others, case, self.windows))
+
+
+def check_prompt(spec: ModelSpec, settings: EvaluateConfig) -> None:
+    """Refuse to point at things for a model that takes no prompts.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if settings.prompt != "none" and not spec.prompts:
+        raise ConfigError(f"evaluate.prompt={settings.prompt}: model {spec.name!r} takes no prompts. Leave it out.")
 
 
 def annotated_prompts(case: Case, kind: str) -> tuple[Prompt, ...]:

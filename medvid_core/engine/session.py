@@ -35,7 +35,7 @@ from medvid_core.engine.run import (
     write_json,
     write_text,
 )
-from medvid_core.engine.scoring import Scorer, build_metrics, metric_names
+from medvid_core.engine.scoring import Scorer, build_metrics, check_prompt, metric_names
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import ChecksTraining, Loss
@@ -212,6 +212,7 @@ def open_session(
     if isinstance(loss, ChecksTraining):
         notes += loss.check_training(model, data.splits["train"])
     metrics = build_metrics(registry, config.metrics, info.outputs)
+    check_prompt(composed.model, config.evaluate)
     scorer = Scorer(info.outputs, metrics, config.clip, info.clip, steps, config.evaluate, front.device)
     items = training_items(data.splits["train"], config.clip, info.outputs)
     total = config.train.epochs * steps_per_epoch(len(items), config.train.batch_size)

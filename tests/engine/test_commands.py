@@ -528,3 +528,9 @@ def test_unknown_names_through_a_process_of_its_own(command, tmp_path):
     if script.exists():
         done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
         assert done.stdout.startswith("medvid-core ")
+
+
+def test_a_model_that_takes_no_prompts_cannot_be_pointed_at(refused, tiny_run, tmp_path):
+    text = "evaluate.prompt=box: model 'unet' takes no prompts. Leave it out."
+    assert refused(*QUICK, "evaluate.prompt=box", "--out", tmp_path / "run") == text
+    assert refused("evaluate", tiny_run, "evaluate.prompt=box", "--out", tmp_path / "scores") == text
