@@ -48,7 +48,7 @@ def layered() -> Registry:
                 build="unused:unused",
                 config="medvid_core.networks.config:UNetConfig",
                 recipe={**settings, "clip.sampling": "dense", "loss": "dice", "loss.smooth": 0.5},
-                presets={"small": {"train.batch_size": 22, "train.ema": 0.22, "clip.per_case": 22}, "full": {}},
+                presets={"small": {"train.batch_size": 22, "train.ema": 0.22, "clip.frames": 22}, "full": {}},
             ),
         )
     )
@@ -61,7 +61,7 @@ def layered() -> Registry:
                 tasks=("segmentation",),
                 index="unused:unused",
                 config="medvid_core.data.phantoms.echo:EchoPhantomConfig",
-                defaults={"train.epochs": 33, "train.batch_size": 33, "clip.per_case": 33, "clip.stride": 33},
+                defaults={"train.epochs": 33, "train.batch_size": 33, "clip.frames": 33, "clip.stride": 33},
             ),
         )
     )
@@ -69,7 +69,7 @@ def layered() -> Registry:
 
 
 def test_later_layers_win_and_each_value_knows_its_origin(layered, tmp_path):
-    """core < clip and recipe of the model < preset < data set < the preset's clips < file < command line."""
+    """core < clip and recipe of the model < preset < data set < the preset's size of clips < file < command line."""
     file = tmp_path / "mine.yaml"
     file.write_text("optimizer: {lr: 0.44}\naugment: {noise: 0.44}\npreset: small\n")
     overrides = ["augment.noise=0.55"]
@@ -82,7 +82,7 @@ def test_later_layers_win_and_each_value_knows_its_origin(layered, tmp_path):
     assert (config.train.epochs, origins["train.epochs"]) == (33, "data set suggesting")
     assert (config.train.batch_size, origins["train.batch_size"]) == (33, "data set suggesting")
     assert (config.clip.stride, origins["clip.stride"]) == (33, "data set suggesting")
-    assert (config.clip.per_case, origins["clip.per_case"]) == (22, "preset small")
+    assert (config.clip.frames, origins["clip.frames"]) == (22, "preset small")
     assert (config.optimizer.lr, origins["optimizer.lr"]) == (0.44, str(file))
     assert (config.augment.noise, origins["augment.noise"]) == (0.55, "command line")
     assert origins["preset"] == str(file)
