@@ -1,6 +1,7 @@
 """The losses of every task but segmentation, against values worked out by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,6 +148,21 @@ def test_a_score_that_is_an_error_and_labels_do_not_go_together():
         normal_only.check_training(forecast, [])
     mask = OutputSpec(name="mask", task="segmentation", classes=("a",))
     assert not isinstance(create_loss("dice", (mask,)), ChecksTraining)
+
+
+def test_labels_of_videos_longer_than_a_clip_are_remarked_on():
+    """Each clip is taught the label of the whole; not so where the frames are labelled, or a clip holds the video."""
+    output_, plain = output("anomaly", ("x",)), torch.nn.Linear(1, 1)
+    loss = create_loss("by-task", (output_,))
+    video = {"case_id": "a", "group_id": "a", "frames": 10, "streams": {}}
+    weak = Case(**video, targets={"x": 1})
+    frames = Case(**video, targets={"x": 1}, frame_targets={"x": (0.0,) * 9 + (1.0,)})
+    plain.medvid = SimpleNamespace(frames=3, stride=2)
+    assert loss.check_training(plain, [frames, Case(**video, targets={"x": 0})]) == []
+    (note,) = loss.check_training(plain, [weak])
+    assert note.startswith("x: videos of up to 10 frames are labelled as a whole, and each clip of 6 is taught")
+    plain.medvid = SimpleNamespace(frames=5, stride=2)
+    assert loss.check_training(plain, [weak]) == []
 
 
 def test_a_batch_that_knows_nothing_costs_nothing():

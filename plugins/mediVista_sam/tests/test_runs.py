@@ -178,3 +178,12 @@ def test_annotations_point_and_their_frame_is_not_scored(kind, tmp_path):
         tmp_path / "by",
     )
     assert (tmp_path / "by" / "by_vendor.csv").is_file()
+
+
+def test_what_stays_as_drawn_at_random_is_said(tmp_path, capsys):
+    """Adapters around a SAM that was never loaded learn little: the record says so."""
+    words = ("train.trainable=adapters", "train.max_steps=1")
+    run("--model", "medivista-sam", *TINY, *words, "--out", tmp_path / "run")
+    (note,) = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert note.endswith("stay as drawn at random: give them weights with --weights and --source.")
+    assert note in capsys.readouterr().err
