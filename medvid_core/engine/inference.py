@@ -261,7 +261,7 @@ def _prompted(
         labels |= {prompt["class"] for prompt in own}
         with torch.inference_mode():
             outputs = model(to_device(collate([{**sample, "prompts": own}]), windows.device))
-        found[place] = probabilities(outputs[output.name].float()).cpu()[0]
+        found[place] = to_classes(probabilities(outputs[output.name].float())[0]).cpu()
         if place != home:
             found = {key: value for key, value in found.items() if key in (home, place)}
         going_back = place <= home and place > 0
@@ -279,12 +279,11 @@ def _carried(found: Tensor, there: Sequence[int], here: Sequence[int], labels: S
     """Return as prompts what a neighbouring window found of each class, at the frames of both that are nearest.
 
     Args:
-        found: probabilities of the neighbour, [T,K,h,w].
+        found: classes the neighbour found, long [T,h,w].
         there: its source frames.
         here: those of the window that is prompted.
         labels: the classes.
     """
     pairs = [(abs(a - b), i, j) for i, a in enumerate(here) for j, b in enumerate(there) if a >= 0 and b >= 0]
     _, frame, nearest = min(pairs)
-    classes = to_classes(found[nearest : nearest + 1])[0]
-    return [{"class": label, "frame": frame, "mask": (classes == label).float()} for label in sorted(labels)]
+    return [{"class": label, "frame": frame, "mask": (found[nearest] == label).float()} for label in sorted(labels)]

@@ -51,7 +51,7 @@ from medvid_core.models import (
 )
 from medvid_core.plugins import Observers, Registry
 from medvid_core.specs import MetricSpec, ModelSpec, resolve
-from medvid_core.weights import ImportReport
+from medvid_core.weights import ImportReport, normalised_as
 
 
 @dataclass
@@ -288,6 +288,9 @@ def _start_from(model: nn.Module, weights: Path, source: str | None) -> ImportRe
     tensors, header = checkpoint.read(weights)
     if "base" in header:
         tensors = load_model(weights).state_dict()
+    if isinstance(header.get("model"), dict):
+        theirs = ModelInfo.from_dict(header["model"]).clip
+        normalised_as(model, theirs.mean, theirs.std)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -214,3 +214,17 @@ def test_pictures_are_normalised_as_the_weights_are_used_to(tmp_path):
     other.medvid = replace(other.medvid, clip=replace(other.medvid.clip, mean=(0.5,), std=(0.25,)))
     import_kinetics(torchvision_network(400).state_dict(), other)
     assert other.medvid.clip.mean == (0.5,)
+
+
+def test_training_goes_on_with_the_normalisation_of_a_model_file(tmp_path):
+    """Weights imported first and trained on from medvid's own file see the same pictures."""
+    from medvid_core import save_model
+    from medvid_core.engine.session import _start_from
+
+    output = OutputSpec(name="ef", task="regression", classes=("ef",))
+    imported = create_model("r2plus1d", outputs=(output,))
+    import_echonet(torchvision_network(1).state_dict(), imported)
+    save_model(imported, tmp_path / "echonet.safetensors")
+    model = create_model("r2plus1d", outputs=(output,))
+    _start_from(model, tmp_path / "echonet.safetensors", None)
+    assert model.medvid.clip == imported.medvid.clip
