@@ -143,17 +143,18 @@ class SplitConfig:
 
 @dataclass
 class OptimizerConfig:
-    """The optimiser: ``adam`` or ``adamw``.
+    """The optimiser.
 
     Attributes:
-        name: ``adam`` or ``adamw``.
+        name: ``adam``, ``adamw``, ``sgd`` with momentum, or ``madgrad``, which the timm library has.
         lr: learning rate at the start of the schedule.
         lr_scale: factors of the learning rate, by parameter name: ``{frames.encoder: 0.1}`` is for all parameters whose
             names begin so, ``{"*.bias": 2}`` for all that end so. Where several fit, the longest counts.
-        weight_decay: L2 penalty (adam) or decoupled decay (adamw).
+        weight_decay: decoupled decay (adamw), L2 penalty (all others).
         decay: what decays: ``all`` parameters, or only ``weights``, those of two or more dimensions: neither biases
             and norms nor what a layer exempts, as the scan's A.
-        betas: decay rates of the running averages.
+        betas: decay rates of the running averages of adam and adamw.
+        momentum: of sgd and madgrad.
         clip_norm: largest gradient norm; larger ones are scaled down. 0: no clipping.
     """
 
@@ -163,16 +164,18 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     decay: str = "all"
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_choice("optimizer.name", self.name, ("adam", "adamw"))
+        _require_choice("optimizer.name", self.name, ("adam", "adamw", "sgd", "madgrad"))
         _require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "above 0")
         factors = self.lr_scale.values()  # not checked to be numbers yet: a nested mapping comes through
         numbers = all(isinstance(factor, int | float) and 0 < factor < math.inf for factor in factors)
         _require(numbers, "optimizer.lr_scale", self.lr_scale, "names of parameters with factors above 0")
         _require_choice("optimizer.decay", self.decay, ("all", "weights"))
         _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "from 0 to below 1")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "from 0 to below 1")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         _require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 or more")
 
@@ -182,8 +185,13 @@ class ScheduleConfig:
     """The course of the learning rate.
 
     Attributes:
-        name: ``cosine`` (half a cosine from ``optimizer.lr`` to ``final_lr``) or ``constant``.
-        final_lr: learning rate at the end of ``cosine``.
+        name: ``cosine`` (half a cosine from ``optimizer.lr`` to ``final_lr``), ``poly`` (to ``final_lr`` too, as the
+            share of steps left to the power ``power``), ``step`` (times ``gamma`` after every ``every`` epochs), or
+            ``constant``.
+        final_lr: learning rate at the end of ``cosine`` and ``poly``.
+        power: of ``poly``; 1 is a straight line.
+        gamma: of ``step``.
+        every: of ``step``.
         warmup: fraction of all steps over which the rate rises linearly from 0.
         warmup_steps: the same in steps; only one of the two may be above 0.
         unit: ``step`` changes the rate at every step; ``epoch`` holds it for a whole epoch.
@@ -191,13 +199,19 @@ class ScheduleConfig:
 
     name: str = "cosine"
     final_lr: float = 1e-6
+    power: float = 1.0
+    gamma: float = 0.1
+    every: int = 30
     warmup: float = 0.0
     warmup_steps: int = 0
     unit: str = "step"
 
     def __post_init__(self) -> None:
-        _require_choice("schedule.name", self.name, ("cosine", "constant"))
+        _require_choice("schedule.name", self.name, ("cosine", "poly", "step", "constant"))
         _require_choice("schedule.unit", self.unit, ("step", "epoch"))
+        _require(self.power > 0, "schedule.power", self.power, "above 0")
+        _require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "above 0, up to 1")
+        _require(self.every >= 1, "schedule.every", self.every, "at least 1")
         _require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "0 or more")
         _require(0 <= self.warmup < 1, "schedule.warmup", self.warmup, "from 0 to below 1")
         _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "0 or more")

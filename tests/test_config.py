@@ -238,8 +238,8 @@ def test_unknown_keys_are_refused_with_the_close_one(tmp_path):
     text = refusal("optimizer.lrr=1")
     assert text == (
         "Unknown key 'optimizer.lrr' (value 1, command line). Did you mean 'optimizer.lr'? Known here: "
-        "optimizer.betas, optimizer.clip_norm, optimizer.decay, optimizer.lr, optimizer.lr_scale, optimizer.name, "
-        "optimizer.weight_decay."
+        "optimizer.betas, optimizer.clip_norm, optimizer.decay, optimizer.lr, optimizer.lr_scale, optimizer.momentum, "
+        "optimizer.name, optimizer.weight_decay."
     )
     file = tmp_path / "mine.yaml"
     file.write_text("train:\n  epoch: 3\n")

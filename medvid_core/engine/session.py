@@ -123,12 +123,13 @@ class Session:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over the parameters that are trained, grouped by decay and factor of the learning rate.
+    """Build the optimiser over the parameters that are trained, grouped by decay and factor of the learning rate.
 
     A group's ``lr_scale`` is its factor; the training loop multiplies the rate of each step with it.
 
     Raises:
-        ConfigError: ``optimizer.lr_scale`` names parameters that are not there, or not trained.
+        ConfigError: ``optimizer.lr_scale`` names parameters that are not there, or not trained; or the optimiser's
+            library is not installed.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for pattern in config.lr_scale:
@@ -144,15 +145,20 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
         # the attribute is mamba-ssm's: it marks what shall not decay whatever its shape
         decays = config.decay == "all" or (parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False))
         groups.setdefault((factor, config.weight_decay if decays else 0.0), []).append(parameter)
+    described = [
+        {"params": parameters, "lr_scale": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+    if config.name == "madgrad":
+        try:
+            from timm.optim.madgrad import MADGRAD
+        except ImportError as error:
+            raise ConfigError("optimizer.name=madgrad needs the timm library: pip install timm.") from error
+        return MADGRAD(described, lr=config.lr, momentum=config.momentum)
+    if config.name == "sgd":
+        return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(
-        [
-            {"params": parameters, "lr_scale": factor, "weight_decay": decay}
-            for (factor, decay), parameters in groups.items()
-        ],
-        lr=config.lr,
-        betas=config.betas,
-    )
+    return kind(described, lr=config.lr, betas=config.betas)
 
 
 def _fits(name: str, pattern: str) -> bool:

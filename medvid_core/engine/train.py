@@ -67,21 +67,25 @@ class StopRequest:
 
 
 def learning_rate(step: int, total: int, per_epoch: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then constant or half a cosine.
+    """Return the learning rate of a step: linear warm-up, then the course that `ScheduleConfig` names.
 
-    With ``unit: epoch`` this equals PyTorch's ``CosineAnnealingLR`` stepped once an epoch
-    (Loshchilov & Hutter, ICLR 2017, equation 5, without restarts).
+    With ``unit: epoch`` the cosine equals PyTorch's ``CosineAnnealingLR`` stepped once an epoch (Loshchilov & Hutter,
+    ICLR 2017, equation 5, without restarts), and ``poly`` its ``PolynomialLR``; ``step`` is its ``StepLR``.
     """
     warmup = schedule.warmup_steps or round(schedule.warmup * total)
     if step < warmup:
         return optimizer.lr * (step + 1) / (warmup + 1)
     if schedule.name == "constant":
         return optimizer.lr
+    if schedule.name == "step":
+        return optimizer.lr * schedule.gamma ** (step // per_epoch // schedule.every)
     if schedule.unit == "epoch":
         done, whole = step // per_epoch, max(1, math.ceil(total / per_epoch))
     else:
         done, whole = step - warmup, max(1, total - warmup)
-    return schedule.final_lr + (optimizer.lr - schedule.final_lr) * (1 + math.cos(math.pi * done / whole)) / 2
+    cosine = (1 + math.cos(math.pi * done / whole)) / 2
+    left = cosine if schedule.name == "cosine" else (1 - done / whole) ** schedule.power
+    return schedule.final_lr + (optimizer.lr - schedule.final_lr) * left
 
 
 def step_seed(seed: int, step: int, micro: int, rank: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,6 +63,30 @@ def test_learning_rate_is_torchs_cosine(per_epoch):
     schedule = ScheduleConfig(final_lr=1e-5, unit="step")
     by_step = [learning_rate(step, total, per_epoch, optimizer, schedule) for step in range(total)]
     assert by_step == pytest.approx(torchs(total), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "torchs"),
+    [
+        (
+            ScheduleConfig(name="step", every=4, gamma=0.3),
+            lambda sgd: torch.optim.lr_scheduler.StepLR(sgd, 4, 0.3),
+        ),
+        (
+            ScheduleConfig(name="poly", power=7.0, final_lr=0.0, unit="epoch"),
+            lambda sgd: torch.optim.lr_scheduler.PolynomialLR(sgd, 12, 7.0),
+        ),
+    ],
+)
+def test_other_courses_are_torchs(schedule, torchs):
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1e-3)
+    theirs, expected = torchs(sgd), []
+    for _ in range(12):
+        expected += 3 * theirs.get_last_lr()
+        sgd.step()
+        theirs.step()
+    rates = [learning_rate(step, 36, 3, OptimizerConfig(lr=1e-3), schedule) for step in range(36)]
+    assert rates == pytest.approx(expected, rel=1e-9)
 
 
 def test_warm_up_rises_in_a_line_to_the_rate():
@@ -173,7 +198,8 @@ def plain_loop(words):
     model = create_model("unet", outputs=data.outputs, preset="tiny", dropout=config.model.config.dropout)
     clips = TrainingClips(cases, items, config.clip, model.medvid.clip, (), config.augment, config.seed)
     loss = create_loss("dice-ce", data.outputs)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer.name]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.8)}
+    kind = kinds[config.optimizer.name]
     slow = [p for name, p in model.named_parameters() if name.startswith("net.model.1.")]
     rest = [p for name, p in model.named_parameters() if not name.startswith("net.model.1.")]
     decay = config.optimizer.weight_decay
@@ -183,7 +209,7 @@ def plain_loop(words):
         for thick in (True, False)
     ]
     grouped = bool(config.optimizer.lr_scale)
-    optimizer = kind(groups if grouped else model.parameters(), config.optimizer.lr, weight_decay=decay)
+    optimizer = kind(groups if grouped else model.parameters(), lr=config.optimizer.lr, weight_decay=decay)
     size, micro = config.train.batch_size, config.train.batch_size // config.train.accumulate
     per_epoch = steps_per_epoch(len(items), size)
     model.train()
@@ -235,6 +261,14 @@ def plain_loop(words):
             "optimizer.decay=weights",
             "optimizer.lr_scale={net.model.1: 0.1}",
             "schedule.warmup=0.4",
+        ),
+        (
+            "train.max_steps=5",
+            "train.batch_size=2",
+            "optimizer.name=sgd",
+            "optimizer.momentum=0.8",
+            "schedule.name=step",
+            "schedule.every=1",
         ),
     ],
 )

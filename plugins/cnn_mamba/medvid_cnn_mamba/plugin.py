@@ -59,6 +59,23 @@ _SMALL: Settings = {
 _TINY_SPIKING: Settings = {"widths": (8, 16), "width": 16}
 _SMALL_SPIKING: Settings = {"widths": (16, 32, 64), "width": 96}
 
+_ECHONET: Settings = {
+    "optimizer.name": "sgd",
+    "optimizer.lr": 1e-4,
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.decay": "all",
+    "optimizer.clip_norm": 0.0,
+    "schedule.name": "step",
+    "schedule.every": 15,
+    "schedule.gamma": 0.1,
+    "schedule.warmup": 0.0,
+    "train.epochs": 45,
+    "train.batch_size": 20,
+    "train.ema": 0.0,
+}
+"""How EchoNet-Dynamic was trained (Ouyang et al., Nature 2020, and their code), from weights trained on Kinetics."""
+
 _OWN_DESIGN = (
     "a design of our own: the project it follows (CNN-Mamba for action, anomaly and disease progression) published a "
     "README and a block diagram, no model, no training code, no weights and no result"
@@ -160,10 +177,10 @@ def medvid_models() -> list[ModelSpec]:
             tasks=_CLIP_TASKS,
             build=f"{network}:build_r2plus1d",
             config=f"{config}:R2Plus1DConfig",
-            presets=_without_encoder(
-                {"width": 4, "blocks": (1, 1, 1, 1)},
-                {"width": 16, "blocks": (1, 1, 1, 1)},
-            ),
+            presets={
+                **_without_encoder({"width": 4, "blocks": (1, 1, 1, 1)}, {"width": 16, "blocks": (1, 1, 1, 1)}),
+                "echonet": _ECHONET,
+            },
             clip=_CLIP,
             recipe=_RECIPE,
             importers={
