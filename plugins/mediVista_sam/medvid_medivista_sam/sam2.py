@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from medvid_core.data.clip import UNLABELLED, Batch
 from medvid_core.errors import CheckpointError, ConfigError, DataError
 from medvid_core.specs import OutputSpec
+from medvid_medivista_sam.network.prompting import Prompt, check_prompts, objects
 from medvid_medivista_sam.sam2_config import RANDOM, SAM2Config
 
 INSTALL = "pip install 'medvid-medivista-sam[sam2]'"
@@ -42,7 +43,6 @@ _CORNERS = (2, 3)
 
 _PARTS = ("points", "labels", "box", "mask")
 
-Prompt = Mapping[str, Any]
 Network = Any
 """The library's ``Sam2VideoModel``; it is imported only where it is used."""
 
@@ -53,7 +53,7 @@ class SAM2Video(nn.Module):
     **Prompts.** ``batch["prompts"]`` is a list over the clips of lists of dicts: ``class`` (the value of the object in
     masks: 1 to K-1, and 1 where K = 1), ``frame`` (index in the clip), and either ``mask`` (bool or float [H,W], inside
     from 0.5) or one or both of ``points`` ([N,2], x and y in pixels of the tensor) with ``labels`` ([N], 1 inside, 0
-    outside) and ``box`` ([x0,y0,x1,y1]). Points of one class on one frame may come in several dicts.
+    outside) and ``box`` ([x0,y0,x1,y1]).
 
     Without ``prompts`` in the batch the annotation gives them (``mask`` [B,T,H,W], 255 = unlabelled): of each class, on
     the first annotated frame that shows it, what ``model.prompt_from`` says. That is the semi-supervised protocol of
@@ -113,21 +113,16 @@ class SAM2Video(nn.Module):
         connected = torch.stack(clips) + 0 * self.net.no_object_pointer.sum()
         return {self.output_name: connected.to(video.device)}
 
-    @property
-    def _objects(self) -> range:
-        """The classes that are objects."""
-        return range(1, max(2, self.classes))
-
     def _prompts(self, batch: Batch, number: int, frames: Sequence[int]) -> Sequence[Prompt]:
         """The prompts of one clip: given ones, or those of its annotation."""
         if "prompts" in batch and batch["prompts"][number]:
-            return _checked(batch["prompts"][number], self._objects, frames, batch["video"].shape[-2:])
+            return _usable(batch["prompts"][number], self.classes, frames, batch["video"].shape[-2:])
         if "prompts" not in batch and "mask" in batch:
             known = batch["mask_labelled"][number].tolist() if "mask_labelled" in batch else None
             masks = {frame: batch["mask"][number, frame] for frame in frames if known is None or known[frame]}
             masks = {frame: mask for frame, mask in masks.items() if (mask != UNLABELLED).any()}
             if masks:
-                return prompts_from(masks, self._objects, self.prompt_from)
+                return prompts_from(masks, objects(self.classes), self.prompt_from)
         raise DataError(
             "it has neither a prompt nor an annotated frame, and sam2-video segments only what is pointed out. Give it "
             "prompts (medvid-run predict --prompts FILE), or take a model that needs none."
@@ -162,8 +157,10 @@ class SAM2Video(nn.Module):
             return F.interpolate(small[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
         frames = range(len(clip))
-        objects = torch.stack([torch.stack([logits(number, frame) for number in self._objects]) for frame in frames])
-        return objects if self.classes == 1 else torch.cat([torch.zeros_like(objects[:, :1]), objects], 1)
+        maps = torch.stack(
+            [torch.stack([logits(number, frame) for number in objects(self.classes)]) for frame in frames]
+        )
+        return maps if self.classes == 1 else torch.cat([torch.zeros_like(maps[:, :1]), maps], 1)
 
 
 class _Images:
@@ -248,47 +245,19 @@ def _point_inputs(prompt: Prompt, size: Sequence[int], side: int) -> dict[str, T
     return {"point_coords": (points * scale)[None, None], "point_labels": labels[None, None]}
 
 
-def _checked(
-    prompts: Sequence[Prompt], objects: Sequence[int], frames: Sequence[int], size: Sequence[int]
-) -> list[Prompt]:
-    """The prompts of one clip, one for each object and frame; those that cannot be used are refused."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+def _usable(prompts: Sequence[Prompt], classes: int, frames: Sequence[int], size: Sequence[int]) -> list[Prompt]:
+    """The prompts of one clip as tensors; those that cannot be used are refused."""
+    check_prompts(prompts, classes, frames, size)
+    found: list[Prompt] = []
     for prompt in prompts:
-        number, frame = prompt["class"], prompt["frame"]
-        what = f"the prompt of class {number} on frame {frame}"
-        if number not in objects:
-            raise DataError(f"{what}: no such object. What can be pointed out: {', '.join(map(str, objects))}.")
-        if frame not in frames:
-            raise DataError(f"{what}: no such frame. The clip has {', '.join(map(str, frames))}.")
         parts = {key: torch.as_tensor(prompt[key]) for key in _PARTS if prompt.get(key) is not None}
-        wrong = _what_is_wrong(parts, size)
-        if wrong:
-            raise DataError(f"{what}: {wrong}.")
-        merged = found.setdefault((number, frame), {"class": number, "frame": frame})
-        for key, value in parts.items():
-            if key in merged and key in ("box", "mask"):
-                raise DataError(f"{what}: there are two, and SAM 2 takes one {key} of an object on a frame.")
-            merged[key] = torch.cat([merged[key], value]) if key in merged else value
-        if "mask" in merged and ("box" in merged or "points" in merged):
-            raise DataError(f"{what}: SAM 2 takes a mask by itself, without points and box. Leave out either.")
-    return list(found.values())
-
-
-def _what_is_wrong(parts: Mapping[str, Tensor], size: Sequence[int]) -> str:
-    """What is wrong with the parts of a prompt, if anything."""
-    shapes = {key: tuple(value.shape) for key, value in parts.items()}
-    if not shapes.keys() & {"points", "box", "mask"}:
-        return "it must have points with labels, a box, or a mask"
-    if shapes.get("mask", tuple(size)) != tuple(size):
-        return f"its mask is {list(shapes['mask'])}, the clip {list(size)}"
-    if shapes.get("box", (4,)) != (4,):
-        return "a box is [x0, y0, x1, y1]"
-    number = len(parts.get("points", ()))
-    if "points" in shapes and (not number or shapes["points"] != (number, 2) or shapes.get("labels") != (number,)):
-        return "points are [N, 2], at least one, with as many labels"
-    if "labels" in shapes and not {int(label) for label in parts["labels"]} <= {0, 1}:
-        return "a label is 1, inside the object, or 0, outside"
-    return ""
+        if "mask" in parts and len(parts) > 1:
+            raise DataError(
+                f"The prompt of class {prompt['class']} on frame {prompt['frame']}: SAM 2 takes a mask by itself, "
+                "without points and box. Leave out either."
+            )
+        found.append({"class": prompt["class"], "frame": prompt["frame"], **parts})
+    return found
 
 
 def prompts_from(masks: Mapping[int, Tensor], objects: Sequence[int], kind: str) -> list[Prompt]:

@@ -45,12 +45,13 @@ def logits(model, video, *prompts, **more):
     [
         ({"class": 0, "frame": 0, **POINT}, "class 0 on frame 0: no such class. What can be pointed out: 1, 2."),
         ({"class": 3, "frame": 0, **POINT}, "class 3 on frame 0: no such class. What can be pointed out: 1, 2."),
-        ({"class": 1, "frame": 4, **POINT}, "class 1 on frame 4: no such frame. The clip has 0 to 3."),
+        ({"class": 1, "frame": 4, **POINT}, "class 1 on frame 4: no such frame. The clip has 0, 1, 2, 3."),
         ({"class": 1, "frame": -1, **POINT}, "class 1 on frame -1: no such frame."),
         ({"class": 1, "frame": 0}, "points out nothing: it needs points with labels, a box or a mask."),
         ({"class": 1, "frame": 0, "box": [1, 2, 3]}, "a box is [x0, y0, x1, y1]."),
         ({"class": 1, "frame": 0, "points": [[1.0, 2.0]], "labels": [1, 0]}, "points are [N, 2], at least one"),
         ({"class": 1, "frame": 0, "points": torch.zeros(0, 2), "labels": []}, "points are [N, 2], at least one"),
+        ({"class": 1, "frame": 0, "points": [[1.0, 2.0]], "labels": [2]}, "a label is 1, inside, or 0, outside."),
         ({"class": 1, "frame": 0, "mask": torch.zeros(8, 8)}, "its mask is [8, 8], the frame [32, 48]."),
     ],
 )
@@ -63,14 +64,14 @@ def test_refused_prompts(prompt, text):
 def test_two_prompts_of_one_class_on_one_frame_are_refused():
     prompt = {"class": 1, "frame": 0, **POINT}
     with pytest.raises(DataError) as error:
-        check_prompts([prompt, prompt], 2, 1, (16, 16))
+        check_prompts([prompt, prompt], 2, [0], (16, 16))
     assert str(error.value) == "The prompt of class 1 on frame 0 is there twice. Put both into one."
 
 
 def test_of_two_classes_the_one_object_is_1():
-    check_prompts([{"class": 1, "frame": 0, **POINT}], 1, 1, (16, 16))
+    check_prompts([{"class": 1, "frame": 0, **POINT}], 1, [0], (16, 16))
     with pytest.raises(DataError, match=r"What can be pointed out: 1\."):
-        check_prompts([{"class": 0, "frame": 0, **POINT}], 1, 1, (16, 16))
+        check_prompts([{"class": 0, "frame": 0, **POINT}], 1, [0], (16, 16))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_drawn_prompts_lie_in_their_class_and_frame():
                 assert inside[y, x]
                 assert prompt["labels"].tolist() == [1]
             kinds.add((prompt["class"], prompt["frame"], "box" in prompt))
-            check_prompts(prompts, 3, 4, (16, 24))
+            check_prompts(prompts, 3, range(4), (16, 24))
     assert kinds == {(c, f, box) for c, f in ((1, 0), (1, 1), (2, 2)) for box in (True, False)}
 
 

@@ -341,46 +341,31 @@ def test_no_prompt_is_refused(one, more):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ({"class": 0, "frame": 0, "box": [1, 2, 3, 4]}, "class 0 on frame 0: no such object. What can .* out: 1, 2."),
-        ({"class": 3, "frame": 0, "box": [1, 2, 3, 4]}, "class 3 on frame 0: no such object"),
+        ({"class": 0, "frame": 0, "box": [1, 2, 3, 4]}, "class 0 on frame 0: no such class. What can .* out: 1, 2."),
+        ({"class": 3, "frame": 0, "box": [1, 2, 3, 4]}, "class 3 on frame 0: no such class"),
         ({"class": 1, "frame": 6, "box": [1, 2, 3, 4]}, "frame 6: no such frame. The clip has 0, 1, 2, 3, 4, 5."),
-        ({"class": 1, "frame": 0}, "it must have points with labels, a box, or a mask"),
+        ({"class": 1, "frame": 0}, "it needs points with labels, a box or a mask"),
         (
             {"class": 1, "frame": 0, "box": [1, 2, 3, 4], "mask": square()},
             "SAM 2 takes a mask by itself, without points and box",
         ),
-        ({"class": 1, "frame": 0, "mask": square(41)}, r"its mask is \[41, 56\], the clip \[40, 56\]"),
+        ({"class": 1, "frame": 0, "mask": square(41)}, r"its mask is \[41, 56\], the frame \[40, 56\]"),
         ({"class": 1, "frame": 0, "box": [1, 2, 3]}, r"a box is \[x0, y0, x1, y1\]"),
         ({"class": 1, "frame": 0, "points": [[1, 2], [3, 4]], "labels": [1]}, "as many labels"),
         ({"class": 1, "frame": 0, "points": [[1, 2]]}, "as many labels"),
         ({"class": 1, "frame": 0, "points": [], "labels": []}, "at least one"),
-        ({"class": 1, "frame": 0, "points": [[1, 2]], "labels": [2]}, "a label is 1, inside the object, or 0, outside"),
+        ({"class": 1, "frame": 0, "points": [[1, 2]], "labels": [2]}, "a label is 1, inside, or 0, outside"),
     ],
 )
 def test_prompts_that_cannot_be_used_are_refused(three, prompt, message):
-    with pytest.raises(DataError, match=f"Clip 0 of the batch: the prompt of .*{message}"):
+    with pytest.raises(DataError, match=f"Clip 0 of the batch: The prompt of .*{message}"):
         run(three, video(), prompt)
 
 
-def test_clicks_may_come_one_by_one(one):
-    first, second = ({"class": 1, "frame": 2, "points": [[x, 9]], "labels": [k]} for x, k in ((20.0, 1), (50.0, 0)))
-    together = {"class": 1, "frame": 2, "points": [[20.0, 9], [50.0, 9]], "labels": [1, 0]}
-    box = {"class": 1, "frame": 2, "box": [10, 12, 25, 27]}
-    assert torch.equal(run(one, video(), first, second), run(one, video(), together))
-    assert torch.equal(run(one, video(), first, box, second), run(one, video(), {**box, **together}))
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        (({"box": [1, 2, 3, 4]}, {"box": [1, 2, 3, 4]}), "there are two, and SAM 2 takes one box"),
-        (({"mask": square()}, {"mask": square()}), "there are two, and SAM 2 takes one mask"),
-        (({"mask": square()}, {"points": [[1, 2]], "labels": [1]}), "SAM 2 takes a mask by itself"),
-    ],
-)
-def test_prompts_that_do_not_go_together_are_refused(one, parts, message):
-    with pytest.raises(DataError, match=f"the prompt of class 1 on frame 0: {message}"):
-        run(one, video(), *({"class": 1, "frame": 0, **part} for part in parts))
+@pytest.mark.parametrize("part", [{"mask": square()}, {"points": [[1, 2]], "labels": [1]}])
+def test_an_object_is_pointed_out_once_on_a_frame(one, part):
+    with pytest.raises(DataError, match="frame 0 is there twice"):
+        run(one, video(), {"class": 1, "frame": 0, "mask": square()}, {"class": 1, "frame": 0, **part})
 
 
 def test_an_empty_mask_says_that_nothing_is_there(one):

@@ -161,7 +161,7 @@ class MediViSTA(nn.Module):
         video: Tensor = batch["video"]
         given: Sequence[Sequence[Prompt]] = batch.get("prompts") or ()
         for prompts in given:
-            check_prompts(prompts, self.classes, video.shape[1], video.shape[-2:])
+            check_prompts(prompts, self.classes, range(video.shape[1]), video.shape[-2:])
         if any(given) or not (self.training and self.config.prompt_rate and "mask" in batch):
             return given
         usable = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,13 @@ def objects(classes: int) -> range:
     return range(1, max(2, classes))
 
 
-def check_prompts(prompts: Sequence[Prompt], classes: int, frames: int, size: Sequence[int]) -> None:
+def check_prompts(prompts: Sequence[Prompt], classes: int, frames: Collection[int], size: Sequence[int]) -> None:
     """Refuse prompts of one clip that cannot be used.
 
     Args:
         prompts: of the clip.
         classes: K.
-        frames: T.
+        frames: those that the clip has.
         size: height and width.
 
     Raises:
@@ -45,8 +45,8 @@ def check_prompts(prompts: Sequence[Prompt], classes: int, frames: int, size: Se
         mask, points, labels, box = (prompt.get(key) for key in ("mask", "points", "labels", "box"))
         if prompt["class"] not in known:
             raise DataError(f"{what}: no such class. What can be pointed out: {', '.join(map(str, known))}.")
-        if prompt["frame"] not in range(frames):
-            raise DataError(f"{what}: no such frame. The clip has 0 to {frames - 1}.")
+        if prompt["frame"] not in frames:
+            raise DataError(f"{what}: no such frame. The clip has {', '.join(map(str, frames))}.")
         if (prompt["class"], prompt["frame"]) in taken:
             raise DataError(f"{what} is there twice. Put both into one.")
         taken.add((prompt["class"], prompt["frame"]))
@@ -58,6 +58,8 @@ def check_prompts(prompts: Sequence[Prompt], classes: int, frames: int, size: Se
             raise DataError(f"{what}: a box is [x0, y0, x1, y1].")
         if points is not None and (labels is None or len(points) == 0 or np.shape(points) != (*np.shape(labels), 2)):
             raise DataError(f"{what}: points are [N, 2], at least one, with as many labels.")
+        if labels is not None and not {int(label) for label in labels} <= {0, 1}:
+            raise DataError(f"{what}: a label is 1, inside, or 0, outside.")
 
 
 def drawn_prompts(mask: Tensor, usable: Tensor, classes: int, rate: float) -> list[list[Prompt]]:
