@@ -88,3 +88,12 @@ def test_the_questions_of_the_motion_phantom(benchmark_named, capsys, tmp_path):
     text = capsys.readouterr().out
     assert "| order | accuracy |" in text
     assert "(carry-forward)" in text or "(trend)" in text
+
+
+@pytest.mark.slow
+def test_wirings_on_every_vendor(benchmark_named, capsys, tmp_path):
+    benchmark_named("wirings").main(["--quick", "--variants", "paper;unet", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "## dice on new patients, trained on aster" in text
+    for variant in ("paper", "unet"):
+        assert len([line for line in text.splitlines() if line.startswith(f"| {variant} ")]) >= 2, variant
