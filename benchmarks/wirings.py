@@ -39,7 +39,17 @@ VARIANTS = {
 }
 """Name of a row to the model and its settings."""
 
-COMMON = ("preset=small", f"dataset.vendor={TRAINED_ON}", "clip.size=[64,64]", "evaluate.overlays=0", "loss=dice-ce")
+COMMON = (
+    "preset=small",
+    f"dataset.vendor={TRAINED_ON}",
+    "clip.size=[64,64]",
+    "clip.frames=4",
+    "clip.per_case=4",
+    "loss=dice-ce",
+    "train.epochs=8",
+    "train.batch_size=8",
+    "evaluate.overlays=0",
+)
 QUICK = ("preset=tiny", f"dataset.vendor={TRAINED_ON}", "dataset.cases=8", "train.max_steps=2", "evaluate.overlays=0")
 MEASURES = ("dice", "hd95")
 

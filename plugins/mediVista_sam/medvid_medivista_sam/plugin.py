@@ -48,7 +48,7 @@ _SMALL: Settings = {
     "clip.size": (96, 96),
     "clip.per_case": 4,
     "optimizer.lr": 1e-3,
-    "train.epochs": 8,
+    "train.epochs": 16,
     "train.batch_size": 8,
 }
 
