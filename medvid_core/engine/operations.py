@@ -79,12 +79,15 @@ def operations(model: nn.Module, batch: Mapping[str, Any]) -> Operations:
         batch: what it takes, on its device. Divide by the number of clips for the operations of one.
     """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)  # the counter asks for the gradient of whatever seems to have one
     try:
         return _count(model, batch)
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def _count(model: nn.Module, batch: Mapping[str, Any]) -> Operations:

@@ -141,6 +141,23 @@ def test_input_given_by_name():
     assert count(layer, torch.randn(3, 4), lambda x: layer(input=x)).macs == 60
 
 
+def test_layers_that_hand_out_views_of_their_weights():
+    """Such a view seems to have a gradient, though none is computed: the prompt encoder of SAM 2 gives its table so."""
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((1, 4), 0.5))
+
+        def forward(self, x):
+            return self.weight.expand(len(x), -1)
+
+    table, linear = Table(), nn.Linear(4, 2)
+    both = nn.ModuleList([table, linear])
+    assert count(both, torch.ones(3, 1), lambda x: linear(table(x))).macs == 3 * 4 * 2
+    assert all(parameter.requires_grad for parameter in both.parameters())
+
+
 def test_the_model_is_left_as_it_was():
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     model = Model(net).train()
