@@ -74,6 +74,17 @@ def medvid_datasets() -> list[DatasetSpec]:
             ),
         ),
         DatasetSpec(
+            name="gait-phantom",
+            tasks=("classification",),
+            index=f"{module}.gait_phantom:index",
+            config="medvid_core.data.phantoms.gait:GaitPhantomConfig",
+            card=Card(
+                summary="People who walk across a room, seen from the side: with a spinal deformity they lean forward "
+                "and walk in surges, either of which can be switched off; nothing to download",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
             name="vtus",
             tasks=_DENSE_TASKS,
             can_read=f"{module}.vtus:can_read",
