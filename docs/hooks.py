@@ -101,7 +101,8 @@ def settings(kind: str, name: str) -> str:
     """Return the settings of an installed component."""
     spec = find(kind, name)
     config = getattr(spec, "config", "")
-    rows = key_rows(kind, resolve(config)) if config else []
+    section = "preprocess" if kind == "preprocessor" else kind
+    rows = key_rows(section, resolve(config)) if config else []
     return table(("key", "type", "default", "meaning"), rows) if rows else "No settings."
 
 

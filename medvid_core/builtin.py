@@ -211,7 +211,7 @@ def medvid_datasets() -> list[DatasetSpec]:
 
 @hookimpl
 def medvid_losses() -> list[LossSpec]:
-    """Cross-entropy, soft Dice and their sum."""
+    """What learns masks, and what learns everything else."""
     module = "medvid_core.losses.segmentation"
     return [
         LossSpec(
@@ -238,6 +238,48 @@ def medvid_losses() -> list[LossSpec]:
             build=f"{module}:build_dice_ce",
             config="medvid_core.losses.config:DiceCEConfig",
             card=Card(summary="Sum of soft Dice and cross-entropy.", code_license=_LICENSE),
+        ),
+        LossSpec(
+            name="focal",
+            tasks=_DENSE_TASKS,
+            build="medvid_core.losses.imbalanced:build_focal",
+            config="medvid_core.losses.config:FocalConfig",
+            card=Card(
+                summary="Class-balanced focal loss: pixels that are nearly right hardly count.",
+                paper="Lin et al., ICCV 2017; in the form of Vivim's ovarian extension",
+                code_license=_LICENSE,
+            ),
+        ),
+        LossSpec(
+            name="tversky",
+            tasks=_DENSE_TASKS,
+            build="medvid_core.losses.imbalanced:build_tversky",
+            config="medvid_core.losses.config:TverskyConfig",
+            card=Card(
+                summary="One minus the Tversky index of each frame and class: missing costs more than excess.",
+                paper="Salehi et al., MLMI 2017",
+                code_license=_LICENSE,
+            ),
+        ),
+        LossSpec(
+            name="focal-tversky",
+            tasks=_DENSE_TASKS,
+            build="medvid_core.losses.imbalanced:build_focal_tversky",
+            config="medvid_core.losses.config:FocalTverskyConfig",
+            card=Card(
+                summary="0.4 focal + 0.6 Tversky: the recall-focused loss of Vivim's ovarian extension.",
+                code_license=_LICENSE,
+            ),
+        ),
+        LossSpec(
+            name="boundary-ce",
+            tasks=_DENSE_TASKS,
+            build="medvid_core.losses.imbalanced:build_boundary_ce",
+            config="medvid_core.losses.config:BoundaryCEConfig",
+            card=Card(
+                summary="Cross-entropy with more on outlines: the boundary-aware loss of Vivim's ovarian extension.",
+                code_license=_LICENSE,
+            ),
         ),
         LossSpec(
             name="by-task",

@@ -21,11 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medvid_core.errors import ConfigError, did_you_mean
 from medvid_core.plugins import Problem, Registry, normalise
-from medvid_core.specs import DatasetSpec, LossSpec, ModelSpec, Settings, resolve
+from medvid_core.specs import DatasetSpec, LossSpec, ModelSpec, PreprocessorSpec, Settings, resolve
 
 DEFAULT_DATASET = "echo-phantom"
 DEFAULT_PRESET = "small"
 FULL_PRESET = "full"
+NO_PREPROCESSOR = "none"
 
 C = TypeVar("C")
 
@@ -57,6 +58,10 @@ class ClipConfig:
         mean: mean subtracted from pictures scaled to [0, 1], one number or one a channel; empty: the model's own, or
             that of the weights it starts from.
         std: the standard deviation they are divided by then, likewise.
+        fan_crop: crop to the sector of an ultrasound picture: ``none``, ``mask`` (a fan mask beside the clip says where
+            it is), ``estimate`` (from the clip) or ``auto`` (a fan mask where there is one, else the estimate).
+        max_numerosity: most clips of a patient that a training epoch sees, over all of the patient's cases; 0: all.
+        numerosity: which these are: ``equispaced``, the same in every epoch, or ``random``, drawn anew every epoch.
     """
 
     frames: int = 5
@@ -68,6 +73,9 @@ class ClipConfig:
     padding: str = "repeat"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    fan_crop: str = "none"
+    max_numerosity: int = 0
+    numerosity: str = "equispaced"
 
     def __post_init__(self) -> None:
         _require(len(self.mean) == len(self.std), "clip.mean", self.mean, "as many numbers as clip.std")
@@ -79,6 +87,48 @@ class ClipConfig:
         _require(0 <= self.overlap < self.frames, "clip.overlap", self.overlap, "from 0 to clip.frames - 1")
         _require_choice("clip.sampling", self.sampling, ("random", "equispaced", "dense", "all"))
         _require_choice("clip.padding", self.padding, ("repeat", "zero"))
+        _require_choice("clip.fan_crop", self.fan_crop, ("none", "mask", "estimate", "auto"))
+        _require(self.max_numerosity >= 0, "clip.max_numerosity", self.max_numerosity, "0 or more")
+        _require_choice("clip.numerosity", self.numerosity, ("equispaced", "random"))
+
+
+AUGMENT_PRESETS: Mapping[str, Settings] = {
+    "none": {},
+    "light": {
+        "horizontal_flip": 0.5,
+        "rotation_deg": 15.0,
+        "affine": 0.2,
+        "crop": 0.1,
+        "blur": 0.1,
+        "gamma": 0.1,
+        "brightness": 0.1,
+        "contrast": 0.1,
+        "saturation": 0.1,
+    },
+    "medium": {
+        "horizontal_flip": 0.5,
+        "rotation_deg": 15.0,
+        "affine": 0.3,
+        "crop": 0.3,
+        "blur": 0.2,
+        "gamma": 0.2,
+        "brightness": 0.3,
+        "contrast": 0.3,
+        "saturation": 0.3,
+    },
+    "heavy": {
+        "horizontal_flip": 0.5,
+        "rotation_deg": 20.0,
+        "affine": 0.4,
+        "crop": 0.4,
+        "blur": 0.3,
+        "gamma": 0.3,
+        "brightness": 0.5,
+        "contrast": 0.5,
+        "saturation": 0.5,
+    },
+}
+"""Strengths of augmentation by name, those of the ovarian fork of Vivim; every key that is not named is off."""
 
 
 @dataclass
@@ -86,32 +136,64 @@ class AugmentConfig:
     """Random changes of training clips, drawn once a clip so that its frames stay consistent.
 
     Attributes:
+        preset: sets all the other keys: ``light``, ``medium``, ``heavy``, or ``none`` for no change at all; keys given
+            beside it win. ``custom``: the keys as they are.
         horizontal_flip: probability.
         vertical_flip: probability.
+        crop: probability of cutting out a part, which is resized to the clip's size.
+        crop_side: shortest and longest side of that part, as a fraction of the clip's.
         rotation_deg: largest rotation either way, in degrees.
         scale: largest relative zoom either way.
         translate: largest shift either way, as a fraction of the size.
+        affine: probability of rotation, zoom and shift, which come together.
         brightness: largest relative change of brightness.
         contrast: largest relative change of contrast.
+        saturation: largest relative change of saturation.
+        sharpness: largest relative change of sharpness, from 0, blurred, over 1, as it is: 2 draws from 0 to 3.
+        colour_per_frame: draw brightness, contrast, saturation and sharpness for every frame by itself, as Vivim's
+            original does.
+        gamma: probability of a gamma curve.
+        gamma_range: smallest and largest gamma; above 1 is darker.
+        blur: probability of Gaussian blur.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels of the clip.
         noise: standard deviation of Gaussian noise, in units of the image range 1.
         pad: pixels of border, 0 after normalisation, from which a window of the clip's size is cut at random.
     """
 
+    preset: str = "custom"
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
+    crop: float = 0.0
+    crop_side: tuple[float, float] = (0.8, 0.95)
     rotation_deg: float = 0.0
     scale: float = 0.0
     translate: float = 0.0
+    affine: float = 1.0
     brightness: float = 0.0
     contrast: float = 0.0
+    saturation: float = 0.0
+    sharpness: float = 0.0
+    colour_per_frame: bool = False
+    gamma: float = 0.0
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.5, 1.5)
     noise: float = 0.0
     pad: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "translate", "brightness", "contrast"):
+        _require_choice("augment.preset", self.preset, ("custom", *AUGMENT_PRESETS))
+        probabilities = ("horizontal_flip", "vertical_flip", "crop", "affine", "gamma", "blur")
+        for name in (*probabilities, "translate", "brightness", "contrast", "saturation"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "from 0 to 1")
         _require(0 <= self.scale < 1, "augment.scale", self.scale, "from 0 to below 1")  # 1 would zoom to nothing
         _require(0 <= self.rotation_deg <= 180, "augment.rotation_deg", self.rotation_deg, "from 0 to 180")
+        _require(self.sharpness >= 0, "augment.sharpness", self.sharpness, "0 or more")
+        for name, most in (("crop_side", 1.0), ("gamma_range", math.inf), ("blur_sigma", math.inf)):
+            pair = getattr(self, name)
+            allowed = f"two rising numbers above 0{', up to 1' if most == 1 else ''}"
+            rising = len(pair) == 2 and 0 < pair[0] <= pair[1] <= most and pair[1] < math.inf
+            _require(rising, f"augment.{name}", pair, allowed)
         _require(self.noise >= 0, "augment.noise", self.noise, "0 or more")
         _require(self.pad >= 0, "augment.pad", self.pad, "0 or more")
 
@@ -126,15 +208,29 @@ class SplitConfig:
         seed: seed of the division, apart from the training seed so that runs compare on the same split.
         group: ``patient``: all cases of a patient (``group_id``) stay together; ``none``: every case by itself, which
             makes results too good wherever a patient has several.
+        stratify: what the folds of ``cv`` share evenly: ``auto`` the class, grade or number of a case, or where masks
+            alone are predicted the ``compound`` of its stratum, its number of annotated frames and how much of each
+            class it holds; ``none``: nothing.
+        attempts: shuffles of which ``cv`` takes the most even folds; 0: the patients are not shuffled.
+        file: folds to divide by, as ``cv`` writes them (``splits.json``); None for none.
+        fold: the fold of ``file`` that is tested; None: all of its cases are trained on.
     """
 
     val: float = 0.15
     test: float = 0.2
     seed: int = 0
     group: str = "patient"
+    stratify: str = "auto"
+    attempts: int = 10
+    file: str | None = None
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         _require_choice("split.group", self.group, ("patient", "none"))
+        _require_choice("split.stratify", self.stratify, ("auto", "compound", "none"))
+        _require(self.attempts >= 0, "split.attempts", self.attempts, "0 or more")
+        _require(self.fold is None or self.fold >= 0, "split.fold", self.fold, "0 or more")
+        _require(self.fold is None or bool(self.file), "split.fold", self.fold, "given with split.file, which holds it")
         for name in ("val", "test"):
             _require(0 <= getattr(self, name) < 1, f"split.{name}", getattr(self, name), "from 0 to below 1")
         _require(self.seed >= 0, "split.seed", self.seed, "0 or more")
@@ -300,6 +396,11 @@ class Chosen:
 
 
 @dataclass
+class NoPreprocessor:
+    """Videos are read as they are: nothing to set."""
+
+
+@dataclass
 class RunConfig:
     """Everything that determines a run.
 
@@ -308,7 +409,9 @@ class RunConfig:
         seed: seed of initialisation, order, augmentation and dropout.
         metrics: names of the metrics; the first decides which checkpoint is best. ``auto``: what is usual for the task.
         outputs: names of what is predicted, of all that the data offer; empty: everything the model can.
+        cache: folder of prepared videos; empty: in the user's cache folder.
         data_root: the data folder or file, empty for generated data.
+        preprocess: the preprocessor that whole videos are taken through first; ``none`` for none.
     """
 
     preset: str
@@ -319,6 +422,8 @@ class RunConfig:
     model: Chosen
     dataset: Chosen
     loss: Chosen
+    cache: str = ""
+    preprocess: Chosen = field(default_factory=lambda: Chosen(NO_PREPROCESSOR, NoPreprocessor()))
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -353,8 +458,8 @@ SECTIONS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
-CHOSEN = ("model", "dataset", "loss")
-TOP_LEVEL: Settings = {"preset": "", "seed": 0, "metrics": ("auto",), "outputs": ()}
+CHOSEN = ("model", "dataset", "loss", "preprocess")
+TOP_LEVEL: Settings = {"preset": "", "seed": 0, "metrics": ("auto",), "outputs": (), "cache": ""}
 
 
 @dataclass
@@ -519,6 +624,10 @@ class _Layers:
         self.values: dict[str, tuple[Any, str]] = {}
 
     def add(self, settings: Settings, origin: str) -> None:
+        preset = settings.get("augment.preset")
+        if isinstance(preset, str) and preset in AUGMENT_PRESETS:
+            keys = dataclasses.asdict(AugmentConfig(**{"preset": preset, **AUGMENT_PRESETS[preset]}))
+            self.values.update({f"augment.{key}": (value, f"augment.preset={preset}") for key, value in keys.items()})
         self.values.update({key: (value, origin) for key, value in settings.items()})
 
     def get(self, key: str) -> Any:
@@ -650,6 +759,9 @@ def compose(
     if config_file is not None:
         user.add(read_config_file(config_file), str(config_file))
     words = parse_overrides(overrides)
+    prepared_with = user.get("preprocess.name")
+    if prepared_with is not None and words.get("preprocess.name", prepared_with) != prepared_with:
+        user.drop("preprocess", str(config_file))  # settings of the preprocessor that the file names
     written = user.get("preset")
     if written is not None and words.get("preset", written) != written:
         raise ConfigError(
@@ -677,7 +789,9 @@ def compose(
     layers.add(_with_names(model_spec.recipe), f"recipe of {model_spec.name}")
     of_preset = _with_names(preset_settings(model_spec, str(preset)))
     layers.add(of_preset, f"preset {preset}")
-    if registry.find("dataset", embedded).spec is not dataset_spec:
+    if registry.find("dataset", embedded).spec is dataset_spec:
+        layers.add(_with_names(model_spec.embedded), f"{model_spec.name} on {dataset_spec.name}")
+    else:
         # what they say of the embedded one is not for others
         layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("dataset.")}
     layers.add(_with_names(dataset_spec.defaults), f"data set {dataset_spec.name}")
@@ -691,6 +805,7 @@ def compose(
         loss_of_recipe is None or registry.find("loss", loss_of_recipe).spec is not loss_spec
     ):  # the recipe's loss settings belong to the loss that the recipe names
         layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("loss.")}
+    preprocess_config, preprocess_name = _choose_preprocessor(registry, layers, user)
     layers.values.update(user.values)
     layers.add({"preset": str(preset)}, user.origin("preset"))
     layers.add({"model.name": registry.name_of("model", model_spec)}, "--model" if model else user.origin("model.name"))
@@ -699,24 +814,58 @@ def compose(
         "--data" if data else user.origin("dataset.name"),
     )
     layers.add({"loss.name": registry.name_of("loss", loss_spec)}, layers.origin("loss.name"))
-    return _finish(layers, model_spec, dataset_spec, loss_spec)
+    layers.add({"preprocess.name": preprocess_name}, layers.origin("preprocess.name"))
+    return _finish(layers, model_spec, dataset_spec, loss_spec, preprocess_config)
 
 
-def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossSpec) -> Composed:
+def _choose_preprocessor(registry: Registry, layers: _Layers, user: _Layers) -> tuple[str, str]:
+    """Return the configuration class and the name of the user's preprocessor, else the recipe's, else none.
+
+    Raises:
+        PluginError: no plugin offers it. ConfigError: it works on clips, and is not chosen.
+    """
+    of_recipe = str(layers.get("preprocess.name") or NO_PREPROCESSOR)
+    asked = user.get("preprocess.name")
+    name = of_recipe if asked is None else str(asked)
+    spec = None if name == NO_PREPROCESSOR else registry.find("preprocessor", name).spec
+    same = of_recipe != NO_PREPROCESSOR and registry.find("preprocessor", of_recipe).spec is spec
+    if not same:  # the recipe's settings belong to the preprocessor that the recipe names
+        layers.values = {key: pair for key, pair in layers.values.items() if not key.startswith("preprocess.")}
+    if spec is None:
+        return f"{__name__}:NoPreprocessor", NO_PREPROCESSOR
+    assert isinstance(spec, PreprocessorSpec)
+    if not spec.stages:
+        raise ConfigError(
+            f"preprocess={name}: this preprocessor works on each clip, whenever a model needs what it provides, and "
+            "need not be chosen."
+        )
+    return spec.config, registry.name_of("preprocessor", spec)
+
+
+def _finish(
+    layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossSpec, preprocess_config: str
+) -> Composed:
     """Validate all keys and values and build the typed configuration."""
     classes = {
         **SECTIONS,
         "model": resolve(model.config),
         "dataset": resolve(dataset.config),
         "loss": resolve(loss.config),
+        "preprocess": resolve(preprocess_config),
     }
     _check_keys(layers, classes)
-    reserved = {"model": ("name",), "dataset": ("name", "root"), "loss": ("name",)}
+    reserved = {"model": ("name",), "dataset": ("name", "root"), "loss": ("name",), "preprocess": ("name",)}
     built: dict[str, Any] = {}
     for section, config_class in classes.items():
         values = {k: v for k, v in layers.section(section).items() if k not in reserved.get(section, ())}
         built[section] = _build(config_class, section, values)
+    if built["clip"].fan_crop != "none" and layers.get("preprocess.name") != NO_PREPROCESSOR:
+        raise ConfigError(
+            f"clip.fan_crop={built['clip'].fan_crop} crops videos as they were recorded, and "
+            f"preprocess={layers.get('preprocess.name')} makes others of them. Leave one of the two out."
+        )
     metrics, outputs = _names("metrics", "a metric", layers), _names("outputs", "an output", layers)
+    _require(isinstance(layers.get("cache"), str | None), "cache", layers.get("cache"), "a folder")
     _require(len(metrics) > 0, "metrics", list(metrics), "the name of a metric, or a list of names")
     config = RunConfig(
         preset=str(layers.get("preset")),
@@ -727,6 +876,8 @@ def _finish(layers: _Layers, model: ModelSpec, dataset: DatasetSpec, loss: LossS
         model=Chosen(layers.get("model.name"), built.pop("model")),
         dataset=Chosen(layers.get("dataset.name"), built.pop("dataset")),
         loss=Chosen(layers.get("loss.name"), built.pop("loss")),
+        cache=layers.get("cache") or "",
+        preprocess=Chosen(layers.get("preprocess.name"), built.pop("preprocess")),
         **built,
     )
     origins = {key: layers.origin(key) for key in flatten(config.to_dict())}

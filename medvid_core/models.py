@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class ModelInfo:
         size: height and width it was trained with.
         stride: frame stride it was trained with.
         padding: what filled clips up that reached beyond their video, see `ClipConfig`.
+        fan_crop: whether its clips were cropped to the sector, see `ClipConfig`.
+        preprocess: name and settings of the preprocessor that its videos were taken through; empty for none.
     """
 
     name: str
@@ -50,6 +52,8 @@ class ModelInfo:
     size: tuple[int, int]
     stride: int = 1
     padding: str = "repeat"
+    fan_crop: str = "none"
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the file header."""
@@ -69,6 +73,8 @@ class ModelInfo:
             values["size"] = tuple(values["size"])
             if not isinstance(values["name"], str) or not isinstance(values["config"], Mapping):
                 raise TypeError("name must be text and config a mapping")
+            if not isinstance(values.get("preprocess", {}), Mapping):
+                raise TypeError("preprocess must be a mapping")
             return ModelInfo(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"The model file's description is incomplete or unknown: {error}.") from error
@@ -94,6 +100,16 @@ def model_spec(name: str) -> ModelSpec:
     spec = plugins.registry().find("model", name).spec
     assert isinstance(spec, ModelSpec)
     return spec
+
+
+def input_of(spec: ModelSpec, config: Any) -> ClipSpec:
+    """Return the input of a model with this configuration: its ``clip``, with the streams that it reads so.
+
+    Args:
+        spec: the model.
+        config: its own configuration.
+    """
+    return dataclasses.replace(spec.clip, streams=tuple(resolve(spec.streams)(config))) if spec.streams else spec.clip
 
 
 def check_tasks(spec: ModelSpec | LossSpec | MetricSpec, outputs: Sequence[OutputSpec]) -> None:
@@ -179,11 +195,12 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
         version=provided.version,
         config={**own, **config},
         outputs=tuple(outputs),
-        clip=spec.clip,
+        clip=input_of(spec, build_section(spec.config, "model", {**own, **config})),
         frames=settings.get("clip.frames", spec.clip.frames),
         size=tuple(settings.get("clip.size", spec.clip.size)),
         stride=settings.get("clip.stride", 1),
         padding=settings.get("clip.padding", "repeat"),
+        fan_crop=settings.get("clip.fan_crop", "none"),
     )
     return build_model(info)
 
@@ -313,7 +330,7 @@ def import_weights(model: nn.Module, path: Path | str, source: str = "upstream")
 
     Args:
         model: made by `create_model`.
-        path: ``.safetensors``, or ``.pth``/``.pt``/``.ckpt``/``.bin`` read without executing anything.
+        path: ``.safetensors``, or ``.pth``/``.pyth``/``.pt``/``.ckpt``/``.bin`` read without executing anything.
         source: one of the importers the model's spec names, e.g. ``upstream``.
 
     Returns:

@@ -131,7 +131,10 @@ class ModelSpec:
         config: torch-free dataclass, every field with a default.
         presets: named partial settings; ``tiny`` (tests), ``small`` (the embedded default) and ``full``.
         clip: the input the model is made for.
+        streams: ``(config) -> tuple[str, ...]``, for models whose configuration decides which sample streams they read;
+            empty: ``clip.streams``.
         recipe: default training settings, by dotted key.
+        embedded: settings, over those of recipe and preset, for the data set that the recipe names.
         importers: source name to ``(state: dict[str, Tensor], model) -> ImportReport``.
         upstream_config: ``(mapping of upstream constructor arguments) -> config``.
         trainable: named choices of what is trained, as beginnings or glob patterns of parameter names; the rest is
@@ -150,7 +153,9 @@ class ModelSpec:
     config: str
     presets: Mapping[str, Settings]
     clip: ClipSpec = ClipSpec()
+    streams: str = ""
     recipe: Settings = field(default_factory=dict)
+    embedded: Settings = field(default_factory=dict)
     importers: Mapping[str, str] = field(default_factory=dict)
     upstream_config: str = ""
     trainable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -210,21 +215,28 @@ class MetricSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessorSpec:
-    """A step that derives streams from others, e.g. optical flow from video.
+    """What derives streams from others, e.g. optical flow from video: anew for each clip, or once for each video.
+
+    One with ``run`` works whenever a model needs what it provides. One with ``stages`` is chosen by name
+    (``preprocess=NAME``, or the model's recipe), and what it makes of a video is kept on disk.
 
     Attributes:
         run: ``(sample: dict, config) -> dict`` with the provided streams added.
-        cached: whether the result is expensive and deterministic, so that it may be stored. A declaration only: this
-            version stores nothing, and every step runs anew for each clip.
+        stages: ``(config) -> Sequence[medvid_core.data.stages.Stage]``: works on whole videos, kept in a cache.
+        version: change it whenever what ``stages`` make becomes another.
+        cached: whether ``run`` is expensive and deterministic. A declaration only: what ``run`` makes is not stored.
+        trial: settings with which ``stages`` need nothing but the video, for the conformance suite.
     """
 
     name: str
     requires: tuple[str, ...]
     provides: tuple[str, ...]
-    run: str
     config: str
+    run: str = ""
+    stages: str = ""
     version: str = "1"
     cached: bool = False
+    trial: Settings = field(default_factory=dict)
     card: Card = Card()
 
 

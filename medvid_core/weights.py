@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from medvid_core.errors import CheckpointError
 
-PICKLED = (".pth", ".pt", ".ckpt", ".bin")
-CONTAINERS = ("state_dict", "model")
+PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".pyth")
+CONTAINERS = ("state_dict", "model", "model_state")
 """Keys under which training scripts keep a state dict beside other things."""
 
 _Names = list[Callable[..., Any] | tuple[Callable[..., Any], str]]
@@ -41,7 +41,7 @@ _NUMPY: _Names = [
 
 
 def read_state(path: Path | str, allowed: Sequence[type] = ()) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors``, or from a pickled ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file.
+    """Read a state dict from ``.safetensors``, or from a pickled ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.pyth``.
 
     Pickled files are read with ``weights_only=True``: a file that asks for anything but tensors and plain containers
     is refused, and nothing it holds is executed. Single numbers of NumPy beside the weights are passed over. For
@@ -118,7 +118,7 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     state = loaded if isinstance(loaded, Mapping) else {}
     if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(
-            f"{path} holds no state dict (names with tensors), neither by itself nor under {' or '.join(CONTAINERS)}."
+            f"{path} holds no state dict (names with tensors), neither by itself nor under {', '.join(CONTAINERS)}."
         )
     return dict(state)
 
@@ -235,7 +235,10 @@ def normalised_as(model: nn.Module, mean: tuple[float, ...], std: tuple[float, .
     from medvid_core.models import ModelInfo, model_spec
 
     info = getattr(model, "medvid", None)
-    if isinstance(info, ModelInfo) and info.clip == model_spec(info.name).clip:
+    if not isinstance(info, ModelInfo):
+        return
+    usual = model_spec(info.name).clip
+    if (info.clip.mean, info.clip.std) == (usual.mean, usual.std):
         model.medvid = replace(info, clip=replace(info.clip, mean=mean, std=std))  # type: ignore[assignment]
 
 

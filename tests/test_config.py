@@ -246,8 +246,8 @@ def test_unknown_keys_are_refused_with_the_close_one(tmp_path):
     text = refusal(file=file)
     assert text.startswith(f"Unknown key 'train.epoch' (value 3, {file}). Did you mean 'train.epochs'? Known here: ")
     assert refusal("lr=1").endswith(
-        "Known here: augment, clip, dataset, evaluate, loss, metrics, model, optimizer, outputs, preset, schedule, "
-        "seed, split, train."
+        "Known here: augment, cache, clip, dataset, evaluate, loss, metrics, model, optimizer, outputs, preprocess, "
+        "preset, schedule, seed, split, train."
     )
     assert "Unknown key 'loss.class_weights'" in refusal("loss=dice", "loss.class_weights=[1]")
     assert "Unknown key 'dataset.caeses' (value 3, command line). Did you mean 'dataset.cases'?" in refusal(

@@ -43,6 +43,11 @@ def assert_weights(found):
     assert all(torch.equal(found[name], value) for name, value in WEIGHTS.items())
 
 
+def test_the_layout_of_pytorchvideo(tmp_path):
+    torch.save({"model_state": WEIGHTS, "epoch": 3}, tmp_path / "SLOW_8x8_R50.pyth")
+    assert_weights(read_state(tmp_path / "SLOW_8x8_R50.pyth"))
+
+
 @pytest.mark.parametrize("extra", [np.zeros(2), np.array("a"), np.zeros(1).view([("a", "f8")])])
 def test_arrays_of_numpy_are_refused(tmp_path, extra):
     """Numbers alone are taken; no array is rebuilt."""

@@ -8,7 +8,12 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``evaluate``."""
-    parser.add_argument("run_or_file", metavar="RUN|FILE", type=Path, help="a run directory or a model file")
+    parser.add_argument(
+        "run_or_file",
+        metavar="RUN|FILE|DIR",
+        type=Path,
+        help="a run directory, a model file, or the folder of a cross-validation (cv)",
+    )
     parser.add_argument("--data", metavar="NAME|PATH", help="a data set by name, or a folder or file of your own")
     parser.add_argument(
         "--split",

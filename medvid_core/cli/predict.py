@@ -14,12 +14,18 @@ from medvid_core.errors import ConfigError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
-    parser.add_argument("run_or_file", metavar="RUN|FILE", type=Path, help="a run directory or a model file")
+    parser.add_argument(
+        "run_or_file",
+        metavar="RUN|FILE|DIR",
+        type=Path,
+        help="a run directory, a model file, or the folder of a cross-validation (cv)",
+    )
     parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, or a folder of either")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
     parser.add_argument("--no-video", action="store_true", help="write no overlay videos")
     parser.add_argument("--overlap", metavar="N", type=int, help="frames that neighbouring windows share (default: 0)")
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="points, boxes and masks (JSON), see the docs")
+    parser.add_argument("--cache", metavar="DIR", help="where prepared videos are kept, for models that need such")
     live = parser.add_argument_group("frame by frame")
     live.add_argument("--stream", action="store_true", help="predict each frame as it comes")
     live.add_argument("--device-format", metavar="KIND", help="PATH is a device: v4l2, avfoundation, dshow, lavfi")
@@ -57,10 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
         video=not arguments.no_video,
         overlap=arguments.overlap or 0,
         prompts=arguments.prompts,
+        cache=arguments.cache or "",
     )
 
 
-_WHOLE = ("overlap", "no_video", "prompts")
+_WHOLE = ("overlap", "no_video", "prompts", "cache")
 _LIVE = ("device_format", "queue", "drop", "frames", "idle")
 
 

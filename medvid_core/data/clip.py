@@ -14,11 +14,15 @@ A **sample** is a dict; a batch adds a leading axis B to every tensor:
 | ``frame_targets_present`` | dict of name → bool tensor [T]; false where unknown, or the frame is not real |
 | ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixel coordinates, augmentation apart |
 | ``source_size`` | long [2], height and width of the source in pixels |
-| ``frame_index`` | long [T], index of each frame in the source |
+| ``frame_index`` | long [T], index of each frame in the source (of prepared videos: in the video as it was recorded) |
 | ``case_id``, ``group_id`` | str |
 | ``fps`` | float, NaN where unknown |
 | ``time_s`` | float64 [T], when each frame was taken, in seconds from any start; NaN where unknown |
 | ``spacing`` | float [2], mm per source pixel (row, column), NaN where unknown |
+| other streams | float, by `Source.kind`: image [T,3,H,W], mask [T,1,H,W], both from 0 to 1; vector [T,2,H,W] |
+
+A vector is dx and dy from frame t to t+1 of the clip, in pixels of the tensor; it is 0 where the clip holds no next
+frame: in its last frame, and where a frame is repeated.
 """
 
 from __future__ import annotations
@@ -51,6 +55,9 @@ class Source:
         nonzero: for masks, every non-zero raw value means class 1.
         ignore: for masks, the raw pixel value that means unlabelled; -1 for none.
         options: hashable extra for the reader.
+        kind: how changes of the picture act on a stream beside ``video`` and ``mask``: ``image``, ``mask`` (how much of
+            the pixel something covers; never photometric changes), ``vector`` (flow, in pixels: mirroring negates dx,
+            resizing scales). A reader of vectors gives float32 [T,2,H,W], of others uint8 as above.
     """
 
     reader: str
@@ -59,6 +66,7 @@ class Source:
     nonzero: bool = False
     ignore: int = -1
     options: Any = None
+    kind: str = "image"
 
 
 Target = float | int | tuple[float, ...]
@@ -85,6 +93,7 @@ class Case:
         times_s: when each frame was taken, in seconds, where frames are not evenly spaced.
         history: name of a target → (time in seconds, value) of earlier visits, oldest first, on the clock of
             ``times_s``; the target itself is then that of ``visit_time`` on the same clock.
+        source_frames: of a prepared video, the frame of the recorded one that each frame shows; empty: the same.
     """
 
     case_id: str
@@ -104,6 +113,7 @@ class Case:
     times_s: tuple[float, ...] = ()
     history: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    source_frames: tuple[int, ...] = ()
 
     def is_labelled(self, frame: int) -> bool:
         """Whether this frame carries a mask."""
@@ -114,6 +124,28 @@ class Case:
         if output.task == "segmentation":
             return "mask" in self.streams and self.labelled != ()
         return output.name in self.targets or any(value == value for value in self.frame_targets.get(output.name, ()))
+
+    def taken(self, frames: Sequence[int], times_s: Sequence[float], streams: Mapping[str, Source]) -> Case:
+        """Return the case as a video of some of its frames.
+
+        Args:
+            frames: which, in order.
+            times_s: when each of these was taken, in seconds; of no account where neither rate nor times are known.
+            streams: those of the new video; what else this case has does not fit it any more.
+        """
+        timed = self.fps is not None or bool(self.times_s)
+        duration = times_s[-1] - times_s[0] if timed else 0.0
+        return replace(
+            self,
+            frames=len(frames),
+            streams=streams,
+            labelled=None if self.labelled is None else tuple(k for k, f in enumerate(frames) if f in self.labelled),
+            fps=round((len(frames) - 1) / duration, 6) if duration > 0 else self.fps,
+            spacing=None,  # cut out and resized frame by frame, a pixel has no one size
+            times_s=tuple(times_s) if timed else (),
+            frame_targets={name: tuple(values[f] for f in frames) for name, values in self.frame_targets.items()},
+            source_frames=tuple(self.source_frames[f] if self.source_frames else f for f in frames),
+        )
 
     def only(self, outputs: Sequence[OutputSpec]) -> Case:
         """Return the case with what these outputs need: no masks are read for the sake of a class."""

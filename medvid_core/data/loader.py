@@ -19,9 +19,11 @@ from torchvision.transforms import v2
 from medvid_core.config import AugmentConfig, ClipConfig
 from medvid_core.data import transforms
 from medvid_core.data.clip import UNLABELLED, Array, Batch, Case, Sample
+from medvid_core.data.fan import fan_box
 from medvid_core.data.preprocess import Step
-from medvid_core.data.readers import read_images, read_masks
+from medvid_core.data.readers import read_images, read_masks, read_stream
 from medvid_core.data.sampling import ClipItem, ClipKey, RankBatches, random_start, sample_rng, window
+from medvid_core.data.transforms import Box
 from medvid_core.errors import DataError
 from medvid_core.specs import ClipSpec
 
@@ -65,8 +67,8 @@ def load_sample(
         case: the video.
         indices: source frame of each clip frame, [T].
         real: false where a clip frame only fills up, [T].
-        clip: the size to resize to.
-        spec: channels and normalisation the model wants.
+        clip: the size to resize to, and whether to crop to the sector first.
+        spec: channels and normalisation the model wants, and the streams it reads: those the case has are read too.
         steps: preprocessors that add streams.
         augment: the random changes and the seed to draw them from.
         masks: whether to read the annotation; without it every pixel is unlabelled.
@@ -78,22 +80,29 @@ def load_sample(
     images = read_images(case.streams["video"], frames)
     source_size = (images.shape[1], images.shape[2])
     annotation, labelled = read_case_masks(case if masks else replace(case, labelled=()), frames, source_size)
+    box = fan_box(case, clip.fan_crop) or Box(0, 0, *source_size)
     video, mask = transforms.resize(
-        transforms.to_video(images), tv_tensors.Mask(torch.from_numpy(annotation)), clip.size
+        box.cut(transforms.to_video(images)), tv_tensors.Mask(box.cut(torch.from_numpy(annotation))), clip.size
     )
+    others = read_others(case, indices, clip, spec, box, source_size)
     if augment is not None and augment[0].changes is not None:
-        video, mask = transforms.augment(video, mask, augment[0].changes, augment[1])
+        video, mask, *changed = transforms.augment(video, mask, augment[0].changes, augment[1], *others.values())
+        others = dict(zip(others, changed, strict=True))
     pixels, classes = transforms.normalise(video, spec), mask.as_subclass(Tensor).long()
+    streams = {name: finished_stream(stream) for name, stream in others.items()}
     if augment is not None and augment[0].pad:
         # as EchoNet-Dynamic draws it: the corner of the window in [0, 2 pad)
         dy, dx = augment[0].pad - np.random.default_rng(augment[1]).integers(2 * augment[0].pad, size=2)
         pixels, classes = transforms.shift(pixels, dy, dx, 0), transforms.shift(classes, dy, dx, UNLABELLED)
+        streams = {name: transforms.shift(stream, dy, dx, 0) for name, stream in streams.items()}
     if clip.padding == "zero":
-        pixels[~torch.from_numpy(real)] = 0
+        for tensor in (pixels, *streams.values()):
+            tensor[~torch.from_numpy(real)] = 0
     spacing = case.spacing or (math.nan, math.nan)
     frame_targets = {name: frame_values(values, indices, real) for name, values in case.frame_targets.items()}
     sample: Sample = {
         "video": pixels,
+        **streams,
         "frame_real": torch.from_numpy(real),
         "mask": classes,
         "mask_labelled": torch.from_numpy(labelled & real),
@@ -101,9 +110,9 @@ def load_sample(
         "targets_present": {name: torch.tensor(True) for name in case.targets},
         "frame_targets": {name: values.nan_to_num(0) for name, values in frame_targets.items()},
         "frame_targets_present": {name: ~values.isnan() for name, values in frame_targets.items()},
-        "affine": transforms.resize_affine(source_size, clip.size),
+        "affine": transforms.crop_affine(box, clip.size),
         "source_size": torch.tensor(source_size),
-        "frame_index": torch.from_numpy(indices),
+        "frame_index": torch.from_numpy(np.asarray(case.source_frames)[indices] if case.source_frames else indices),
         "case_id": case.case_id,
         "group_id": case.group_id,
         "fps": torch.tensor(case.fps if case.fps is not None else math.nan, dtype=torch.float32),
@@ -113,6 +122,59 @@ def load_sample(
     for step in steps:
         sample = step(sample)
     return sample
+
+
+def read_others(
+    case: Case,
+    indices: npt.NDArray[np.int64],
+    clip: ClipConfig,
+    spec: ClipSpec,
+    box: Box,
+    source_size: tuple[int, int],
+) -> dict[str, tv_tensors.TVTensor]:
+    """Read the streams beside video and annotation that a model reads and the case has, at the size of the clip.
+
+    Args:
+        case: the video.
+        indices: source frame of each clip frame, [T].
+        clip: the size to resize to.
+        spec: names the streams.
+        box: what is cut out of every frame first.
+        source_size: of the video, (H, W).
+
+    Raises:
+        DataError: a file cannot be read; vectors are of neighbouring frames and those of the clip are not; or a crop of
+            the video does not fit a stream of another size.
+    """
+    found = {}
+    following = np.append(np.diff(indices) == 1, False)
+    for name in spec.streams:
+        if name in ("video", "mask") or name not in case.streams:
+            continue
+        source = case.streams[name]
+        if source.kind == "vector" and clip.stride != 1:
+            raise DataError(
+                f"The stream {name!r} goes from each frame to the next, and clip.stride={clip.stride} leaves frames "
+                "out. Set clip.stride=1, and the time between frames where the stream is made (preprocess.stride)."
+            )
+        stream = read_stream(source, [int(index) for index in indices])
+        if source.kind == "vector":
+            stream = np.where(following[:, None, None, None], stream, np.float32(0))
+        if box != (0, 0, *source_size):
+            if stream.shape[-2:] != source_size:
+                raise DataError(
+                    f"The stream {name!r} is {stream.shape[-1]}x{stream.shape[-2]} pixels while the video is "
+                    f"{source_size[1]}x{source_size[0]}, so that it cannot be cropped with it. Set clip.fan_crop=none."
+                )
+            stream = np.ascontiguousarray(box.cut(stream))
+        found[name] = transforms.resize_stream(transforms.to_stream(stream, source.kind), clip.size)
+    return found
+
+
+def finished_stream(stream: tv_tensors.TVTensor) -> Tensor:
+    """Return a stream as the model sees it, float; pictures scaled to [0, 1]."""
+    tensor: Tensor = stream.as_subclass(Tensor)
+    return tensor if tensor.is_floating_point() else tensor.float() / 255
 
 
 def frame_values(values: Sequence[float], indices: npt.NDArray[np.int64], real: npt.NDArray[np.bool_]) -> Tensor:

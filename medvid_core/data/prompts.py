@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medvid_core.data.clip import Array, Case
+from medvid_core.data.transforms import crop_box
 from medvid_core.errors import DataError, did_you_mean
 from medvid_core.specs import OutputSpec
 
@@ -77,6 +78,8 @@ class Prompt:
             found["box"] = _moved((self.box[:2], self.box[2:]), affine).flatten()
         if self.mask is not None:
             mask = torch.from_numpy(self.mask.astype(np.float32))[None, None]
+            crop = crop_box(affine, size, (self.mask.shape[0], self.mask.shape[1]))
+            mask = mask if crop is None else crop.cut(mask)
             found["mask"] = F.interpolate(mask, size=tuple(size), mode="nearest-exact")[0, 0]
         return found
 

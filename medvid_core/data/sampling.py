@@ -18,6 +18,9 @@ from medvid_core.specs import OutputSpec
 
 IntArray = npt.NDArray[np.int64]
 
+_NUMEROSITY = 1
+"""Spawn key of the numbers that choose the clips of an epoch."""
+
 
 @dataclass(frozen=True)
 class ClipItem:
@@ -118,6 +121,57 @@ def _holds_label(case: Case, start: int, clip: ClipConfig) -> bool:
     return any(_supervised(case, int(frame)) for frame in indices[real])
 
 
+@dataclass(frozen=True)
+class Numerosity:
+    """Which clips an epoch takes where those of a patient are limited (``clip.max_numerosity``).
+
+    Attributes:
+        patients: the item numbers of each patient, over all of the patient's cases, in their order.
+        most: clips of a patient that an epoch takes at most.
+        drawn: anew in every epoch; else they are equispaced, and the same throughout.
+    """
+
+    patients: tuple[tuple[int, ...], ...]
+    most: int
+    drawn: bool
+
+    def __len__(self) -> int:
+        """Clips of an epoch."""
+        return sum(min(self.most, len(items)) for items in self.patients)
+
+    def items(self, seed: int, epoch: int) -> IntArray:
+        """Return the item numbers of an epoch, patient by patient: a pure function of seed and epoch.
+
+        Equispaced are the clips ``floor(linspace(0, n - 1, most))`` of n, as in the ovarian fork of Vivim. Drawn are any
+        of them (there, never the first).
+        """
+        # a key apart from those of the order and of samples, so that neither follows from the other
+        rng = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(_NUMEROSITY,)))
+        chosen = []
+        for items in self.patients:
+            count = min(self.most, len(items))
+            if self.drawn:
+                places = np.sort(rng.choice(len(items), count, replace=False))
+            else:
+                places = np.linspace(0, len(items) - 1, count).astype(np.int64)
+            chosen.append(np.array(items, np.int64)[places])
+        return np.concatenate(chosen)
+
+
+def limited(items: Sequence[ClipItem], cases: Sequence[Case], clip: ClipConfig) -> Numerosity:
+    """Return what ``clip.max_numerosity`` leaves of the clips of an epoch.
+
+    Args:
+        items: all clips, from `training_items`.
+        cases: what they are of; the patient is the ``group_id``.
+        clip: the limit, and how it chooses.
+    """
+    patients: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        patients.setdefault(cases[item.case].group_id, []).append(number)
+    return Numerosity(tuple(map(tuple, patients.values())), clip.max_numerosity, clip.numerosity == "random")
+
+
 def steps_per_epoch(items: int, batch_size: int) -> int:
     """Return the number of optimiser steps in an epoch; the last batch is filled from the epoch's beginning."""
     return -(-items // batch_size)
@@ -140,6 +194,17 @@ class RankBatches:
 
     Each optimiser step's batch is cut into equal shares for the processes, and each share into ``accumulate``
     micro-batches.
+
+    Attributes:
+        seed: of the order.
+        items: clips of an epoch.
+        batch_size: clips of an optimiser step, over all processes.
+        accumulate: micro-batches of a process's share.
+        rank: which process.
+        processes: how many.
+        first_step: where to begin.
+        last_step: where to end.
+        numerosity: which clips an epoch takes; None: all, in number ``items``.
     """
 
     seed: int
@@ -150,6 +215,7 @@ class RankBatches:
     processes: int
     first_step: int
     last_step: int
+    numerosity: Numerosity | None = None
 
     def __post_init__(self) -> None:
         parts = self.processes * self.accumulate
@@ -168,6 +234,8 @@ class RankBatches:
         for step in range(self.first_step, self.last_step):
             epoch, row = divmod(step, steps)
             numbers = epoch_order(self.seed, epoch, self.items, self.batch_size)[row]
+            if self.numerosity is not None:
+                numbers = self.numerosity.items(self.seed, epoch)[numbers]
             keys = [
                 ClipKey(epoch, row * self.batch_size + column, int(number)) for column, number in enumerate(numbers)
             ]

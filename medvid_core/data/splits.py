@@ -9,6 +9,7 @@ import numpy as np
 
 from medvid_core.config import SplitConfig
 from medvid_core.data.clip import Case
+from medvid_core.data.folds import split_by_file
 from medvid_core.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -26,26 +27,23 @@ def split_cases(cases: Sequence[Case], config: SplitConfig, training: bool = Tru
     A data set that fixes the parts is obeyed; if it fixes no validation part, one is taken out of the training
     groups. Otherwise the groups are shuffled by ``config.seed`` and divided by the fractions. Without ``training``
     no case need be left to train on: a folder of test cases alone can be scored. With ``config.group="none"`` every
-    case is divided as a group of its own; it still says whose it is.
+    case is divided as a group of its own; it still says whose it is. With ``config.file`` the parts are those of a fold
+    (`medvid_core.data.folds`), whatever the data set says.
 
     Raises:
         DataError: a group in two parts, an unknown part, some cases with a part and some without, or no
             training case.
     """
+    if config.file:
+        return split_by_file(cases, config)
     if config.group == "none":
         alone = [replace(case, group_id=case.case_id) for case in cases]
         divided = split_cases(alone, replace(config, group="patient"), training)
         return recorded_splits(cases, {part: [case.case_id for case in members] for part, members in divided.items()})
-    fixed = [case.split is not None for case in cases]
-    if any(fixed) and not all(fixed):
-        example = next(case.case_id for case in cases if case.split is None)
-        raise DataError(f"Some cases name a split and some do not (e.g. {example!r}). Give every case one, or none.")
     splits: Splits = {part: [] for part in PARTS}
-    if fixed and all(fixed):
+    if fixes_parts(cases):
         for case in cases:
-            if case.split not in PARTS:
-                raise DataError(f"Case {case.case_id!r} has split {case.split!r}; it must be one of train, val, test.")
-            splits[case.split].append(case)
+            splits[str(case.split)].append(case)
         if not splits["val"]:
             _take(splits, "val", config.val, config.seed)
     else:
@@ -61,6 +59,22 @@ def split_cases(cases: Sequence[Case], config: SplitConfig, training: bool = Tru
         _take(splits, "val", config.val / (1 - test_share), config.seed + 1)
     check_splits(splits, training)
     return splits
+
+
+def fixes_parts(cases: Sequence[Case]) -> bool:
+    """Whether the data set says of every case which part it is in.
+
+    Raises:
+        DataError: it does of some only, or names a part that is none.
+    """
+    fixed = [case.split is not None for case in cases]
+    if any(fixed) and not all(fixed):
+        example = next(case.case_id for case in cases if case.split is None)
+        raise DataError(f"Some cases name a split and some do not (e.g. {example!r}). Give every case one, or none.")
+    for case in cases:
+        if case.split is not None and case.split not in PARTS:
+            raise DataError(f"Case {case.case_id!r} has split {case.split!r}; it must be one of train, val, test.")
+    return any(fixed)
 
 
 def recorded_splits(cases: Sequence[Case], recorded: Mapping[str, Sequence[str]]) -> Splits:

@@ -135,7 +135,7 @@ def compare(
 def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Say) -> Comparison:
     """Return all values, intervals and tests."""
     runs = [run for group in groups.values() for run in group]
-    metrics = _common_metrics(runs)
+    metrics = common_metrics(runs)
     higher = {name: bool(value) for name, value in (runs[0].record.get("metrics") or {}).items()}
     cases = {label: cases_of(group, metrics) for label, group in groups.items()}
     first = next(iter(cases))
@@ -144,7 +144,7 @@ def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Sa
         say(f"resampling the test cases of {label}")
         values[label] = values_of(mine, metrics, higher, resamples)
         differences[label] = {} if label == first else differences_of(mine, cases[first], metrics, higher, resamples)
-    names = _ordered(values[first], metrics)
+    names = ordered(values[first], metrics)
     correct(differences, names)
     baselines = _baselines(runs[0], names)
     baselines.pop(UNTRAINED, None)
@@ -165,7 +165,7 @@ def _scored(groups: Mapping[str, Sequence[FinishedRun]], resamples: int, say: Sa
     return Comparison(
         entries=entries,
         metrics={name: higher.get(name.split("/")[0], True) for name in names},
-        main=tuple(name for name in names if _is_whole(name, metrics)),
+        main=tuple(name for name in names if is_whole(name, metrics)),
         baselines=baselines,
         tasks=tuple(dict.fromkeys(output.task for output in runs[0].info.outputs)),
         data={
@@ -189,7 +189,7 @@ def _baselines(run: FinishedRun, names: Sequence[str]) -> dict[str, dict[str, fl
     }
 
 
-def _common_metrics(runs: Sequence[FinishedRun]) -> list[Metric | CaseMetric]:
+def common_metrics(runs: Sequence[FinishedRun]) -> list[Metric | CaseMetric]:
     """Return the metrics that all runs were scored with.
 
     Raises:
@@ -208,13 +208,13 @@ def _metrics_of(run: FinishedRun) -> list[str]:
     return list(run.record.get("metrics") or {})
 
 
-def _ordered(names: Mapping[str, Any], metrics: Metrics) -> list[str]:
+def ordered(names: Mapping[str, Any], metrics: Metrics) -> list[str]:
     """Return the names of all values, each metric followed by its parts."""
     order = [metric.name for metric in metrics]
     return sorted(names, key=lambda name: order.index(name.split("/")[0]))
 
 
-def _is_whole(name: str, metrics: Metrics) -> bool:
+def is_whole(name: str, metrics: Metrics) -> bool:
     """Whether a name is that of a metric of an output, not of a part of it."""
     outputs = {f"{m.name}/{o.name}" for m in metrics for o in m.outputs if len(m.outputs) > 1}
     return name in outputs or "/" not in name

@@ -29,13 +29,15 @@ from torch import nn
 from medvid_core.config import compose
 from medvid_core.data.clip import Batch, Sample
 from medvid_core.data.loader import collate, load_sample, to_device
-from medvid_core.data.preprocess import plan_steps
+from medvid_core.data.preprocess import plan_preparation, plan_steps, streams_at_hand
 from medvid_core.data.sampling import window
 from medvid_core.engine.energy import Energy, measure, probe
 from medvid_core.engine.operations import Operations, estimated_energy_j, operations
+from medvid_core.engine.prepare import prepare
+from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import read_json
 from medvid_core.engine.scoring import annotated_prompts
-from medvid_core.engine.setup import input_spec, open_dataset, scan_choice
+from medvid_core.engine.setup import accelerator, input_spec, open_dataset, scan_choice
 from medvid_core.models import describe, load_model
 from medvid_core.plugins import registry
 
@@ -213,7 +215,12 @@ def own_sample(directory: Path) -> Sample:
     part = read_json(directory / "run.json").get("split", "test")
     scored = read_json(directory / "splits.json").get(part) or [cases[0].case_id]
     case = next((case for case in cases if case.case_id == scored[0]), cases[0])
-    steps = plan_steps(registry(), spec.streams)
+    preparation = plan_preparation(registry(), composed.config.preprocess, spec.streams)
+    steps = plan_steps(registry(), spec.streams, streams_at_hand(preparation, cases))
+    if preparation is not None:
+        config = composed.config
+        prepared = prepare([case.only(())], preparation, config.cache, accelerator(), Progress(enabled=False))
+        case = prepared.cases[case.case_id]
     indices, real = window(0, case.frames, clip)
     sample = load_sample(case, indices, real, clip, spec, steps, masks=False)
     if evaluate.prompt != "none":

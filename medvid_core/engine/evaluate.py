@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from medvid_core.config import Composed, compose, parse_overrides, read_config_file
 from medvid_core.data.clip import Case
-from medvid_core.data.preprocess import plan_steps
+from medvid_core.data.preprocess import plan_steps, streams_at_hand
 from medvid_core.data.splits import PARTS, recorded_splits, split_cases
 from medvid_core.engine.breakdown import break_down, values_by
+from medvid_core.engine.ensemble import Loaded, described, load, parts_of
+from medvid_core.engine.prepare import plan_for, prepare
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.run import environment, fingerprint, now, read_json, scan_lines, write_json
+from medvid_core.engine.run import environment, fingerprint, now, prepare_lines, read_json, scan_lines, write_json
 from medvid_core.engine.scoring import (
     CaseRow,
     Scorer,
@@ -30,11 +33,11 @@ from medvid_core.engine.scoring import (
 from medvid_core.engine.setup import accelerator, open_dataset, scan_choice
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.metrics.base import CaseMetric, Metric
-from medvid_core.models import describe, load_model, model_file
+from medvid_core.models import describe
 from medvid_core.plugins import registry
 from medvid_core.specs import MetricSpec, OutputSpec
 
-SETTABLE = ("clip.overlap", "evaluate.", "metrics", "dataset.", "split.")
+SETTABLE = ("clip.overlap", "evaluate.", "metrics", "dataset.", "split.", "cache")
 """Settings, or beginnings of such, that an evaluation takes; all others belong to the trained model."""
 
 
@@ -68,7 +71,8 @@ def evaluate(
     """Score a model and write ``cases.csv``, ``summary.json`` and ``evaluation.html``.
 
     Args:
-        run_or_file: a run directory or a model file.
+        run_or_file: a run directory, a model file, or the folder of a cross-validation, of whose models the mean is
+            taken.
         data: a data set by name or path; None for the one of the run.
         split: ``train``, ``val``, ``test`` or ``all``; None for ``test`` where the run or the data say which cases
             these are, else ``all``.
@@ -89,10 +93,11 @@ def evaluate(
 
     _check_settings(settings)
     front = accelerator()
-    model = load_model(run_or_file)
+    loaded = load(run_or_file)
+    model = loaded.model
     info = describe(model)
     scan = scan_choice(model, front.device, trained=True)
-    file = model_file(run_or_file)
+    file = loaded.file
     config_file = file.parent / "config.yaml"
     if not config_file.is_file() and data is None:
         raise ConfigError(f"{file} stands without its run, so its data are unknown. Say what to score with --data.")
@@ -100,35 +105,48 @@ def evaluate(
     config = composed.config
     index = open_dataset(composed)
     _require_same(info.outputs, index.outputs)
-    chosen = _choose(composed, config_file, index.cases, split, settings)
+    chosen = _choose(composed, config_file, index.cases, split, settings, loaded)
     divided = {column: values_by(column, chosen.cases, chosen.parts) for column in by}
-    folder = _free_folder(out or file.parent / _default_name(composed, chosen.part))
+    folder = _free_folder(out or loaded.home / _default_name(composed, chosen.part))
     clip = dataclasses.replace(
-        config.clip, frames=info.frames, size=info.size, stride=info.stride, padding=info.padding
+        config.clip,
+        frames=info.frames,
+        size=info.size,
+        stride=info.stride,
+        padding=info.padding,
+        fan_crop=info.fan_crop,
     )
     check_prompt(composed.model, config.evaluate)
+    progress = Progress(front.is_main_process)
+    preparation, prepared = plan_for(info, registry()), None
+    cases = [case.only(info.outputs) for case in chosen.cases]
+    if preparation is not None:
+        prepared = prepare(cases, preparation, config.cache, front, progress)
+        kept = [case.case_id in prepared.cases for case in cases]
+        cases = prepared.of(cases)
+        divided = {column: list(itertools.compress(values, kept)) for column, values in divided.items()}
+        chosen.notes.extend(f"left out {name}: {reason}" for name, reason in prepared.skipped.items())
     scorer = Scorer(
         info.outputs,
         build_metrics(registry(), config.metrics, info.outputs),
         clip,
         info.clip,
-        plan_steps(registry(), info.clip.streams),
+        plan_steps(registry(), info.clip.streams, streams_at_hand(preparation, cases)),
         config.evaluate,
         front.device,
     )
-    alarms = read_json(file.with_name("run.json")).get("alarm_thresholds") or {}
+    alarms = read_json(loaded.home / "run.json").get("alarm_thresholds") or {}
     if remark := own_alarms(scorer.metrics, scorer.others, alarms, chosen.part):
         chosen.notes.append(remark)
-    progress = Progress(front.is_main_process)
-    progress.say(f"scoring  {len(chosen.cases)} of {len(index.cases)} case(s), split {chosen.part}")
-    for line in scan_lines(scan):
+    progress.say(f"scoring  {len(cases)} of {len(index.cases)} case(s), split {chosen.part}")
+    for line in (*scan_lines(scan), *prepare_lines(prepared.record if prepared else None)):
         progress.say(line)
     for note in chosen.notes:
         progress.say(f"note     {note}")
     with progress:
         rows = score_cases(
             model.to(front.device),
-            [case.only(info.outputs) for case in chosen.cases],
+            cases,
             scorer,
             front.process_index,
             front.num_processes,
@@ -138,10 +156,11 @@ def evaluate(
     summary = summarise(rows, scorer.metrics)
     if front.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tables(folder, rows, scorer.others)
+        write_tables(folder, rows, scorer.outputs)
         record = {
-            "model": info.to_dict(),
+            "model": described(info, loaded),
             "scan": scan,
+            "preprocess": prepared.record if prepared else {},
             "dataset": {
                 "name": config.dataset.name,
                 "root": config.data_root,
@@ -218,7 +237,12 @@ def _free_folder(folder: Path) -> Path:
 
 
 def _choose(
-    composed: Composed, config_file: Path, cases: Sequence[Case], split: str | None, settings: Sequence[str]
+    composed: Composed,
+    config_file: Path,
+    cases: Sequence[Case],
+    split: str | None,
+    settings: Sequence[str],
+    loaded: Loaded,
 ) -> Chosen:
     """Choose the cases to score: divided as the run recorded it if they are the run's, wherever they lie.
 
@@ -229,11 +253,13 @@ def _choose(
     written = read_config_file(config_file) if config_file.is_file() else {}
     if not config.data_root and written.get("dataset.seed") != getattr(config.dataset.config, "seed", None):
         written = {}  # drawn anew: other cases under the same names
-    recorded = _read_splits(config_file.with_name("splits.json")) if written else {}
+    recorded = {}
+    if written:
+        recorded = parts_of(loaded) if loaded.runs else _read_splits(config_file.with_name("splits.json"))
     ids = {case.case_id for case in cases}
     known = {name for names in recorded.values() for name in names}
     same_place = (written.get("dataset.name"), written.get("dataset.root")) == (config.dataset.name, config.data_root)
-    notes = []
+    notes = [f"the mean of {len(loaded.runs)} models: {', '.join(map(str, loaded.runs))}"] if loaded.runs else []
     if recorded and (same_place or (written.get("dataset.name") == config.dataset.name and known & ids)):
         if any(key.startswith("split.") for key in parse_overrides(settings)):
             raise ConfigError("split.* cannot be set here: the cases are divided as when the model was trained.")
@@ -247,9 +273,16 @@ def _choose(
             notes.append(f"{len(new)} case(s) are in no part of the run and left out (not by --split all): {_few(new)}")
     else:
         part = split or ("test" if same_place or any(case.split == "test" for case in cases) else "all")
-        found = list(cases) if part == "all" else split_cases(cases, config.split, training=False)[part]
+        asked = any(key in parse_overrides(settings) for key in ("split.file", "split.fold"))
+        division = config.split if asked else dataclasses.replace(config.split, file=None, fold=None)  # of other data
+        found = list(cases) if part == "all" else split_cases(cases, division, training=False)[part]
         if same_place and not recorded:
             notes.append("the run holds no splits.json, so its data are divided anew, rightly only if none was changed")
+    if not found and loaded.runs and part == "test":
+        raise DataError(
+            f"Every case of these data has been learnt from by one of the models of {loaded.home}. Their results on "
+            "cases they had not seen are in cv.md there. Score one (name its run), or other data (--data)."
+        )
     if not found:
         raise DataError("\n".join([f"The data set has no {part} cases. Choose another --split.", *notes]))
     trained = {*recorded.get("train", ()), *recorded.get("val", ())}

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medvid_core.config import read_config_file
 from medvid_core.engine import checkpoint
 from medvid_core.engine.run import read_json
+from medvid_core.engine.scoring import mask_classes
 from medvid_core.errors import CheckpointError, DataError
 from medvid_core.metrics.base import Floats, ScoredCase
 from medvid_core.models import MODEL_FILE, ModelInfo
@@ -53,8 +55,9 @@ class FinishedRun:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All settings but the seed and the place of the data: equal for repetitions of one training."""
-        return {key: value for key, value in self.settings.items() if key not in ("seed", "dataset.root")}
+        """All settings but the seed and the places of data and cache: equal for repetitions of one training."""
+        places = ("seed", "dataset.root", "cache")
+        return {key: value for key, value in self.settings.items() if key not in places}
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -148,6 +151,23 @@ def read_scored(directory: Path, outputs: Sequence[OutputSpec]) -> list[ScoredCa
         raise DataError(f"The tables in {directory} lack the column {error}. Score the model anew.") from error
     except ValueError as error:
         raise DataError(f"The tables in {directory} are damaged: {error}. Score the model anew.") from error
+
+
+def read_pixels(directory: Path, output: OutputSpec) -> dict[str, npt.NDArray[np.int64]]:
+    """Return how many pixels of each true class were called which, [K,K], by case, from ``pixels.csv``.
+
+    Raises:
+        DataError: the table is missing or damaged.
+    """
+    names = mask_classes(output)
+    found: dict[str, npt.NDArray[np.int64]] = {}
+    try:
+        for line in _table(directory / "pixels.csv"):
+            counts = found.setdefault(line["case_id"], np.zeros((len(names), len(names)), np.int64))
+            counts[names.index(line["true"])] = [int(line[f"pixels/{name}"]) for name in names]
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{directory / 'pixels.csv'} is damaged: {error}. Score the model anew.") from error
+    return found
 
 
 def _frame(line: Cells) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from medvid_core.data.loader import collate, load_sample, to_device
 from medvid_core.data.preprocess import Step
 from medvid_core.data.prompts import ModelPrompt, Prompt
 from medvid_core.data.sampling import covering_starts, window
+from medvid_core.engine.ensemble import Ensemble
 from medvid_core.errors import ConfigError
 from medvid_core.losses.segmentation import probabilities
 from medvid_core.metrics.base import to_classes
@@ -70,13 +71,13 @@ class FrameBlock:
     source_size: tuple[int, int]
 
 
-def _weights(frames: int) -> Tensor:
+def blend_weights(frames: int) -> Tensor:
     """Return the triangular weights [T] with which overlapping windows are blended: their ends know less context."""
     rising = torch.arange(1, frames + 1, dtype=torch.float32)
     return torch.minimum(rising, rising.flip(0))
 
 
-class _Blend:
+class Blend:
     """Weighted sums of the frames that later windows may still add to."""
 
     def __init__(self) -> None:
@@ -84,6 +85,7 @@ class _Blend:
         self.weights: dict[int, float] = {}
 
     def add(self, frame: int, value: Tensor, weight: float) -> None:
+        """Add the value of a frame."""
         self.sums[frame] = self.sums[frame] + weight * value if frame in self.sums else weight * value
         self.weights[frame] = self.weights.get(frame, 0.0) + weight
 
@@ -105,7 +107,7 @@ class _Blend:
 def segment_case(
     model: nn.Module, output: OutputSpec, case: Case, windows: Windows, prompts: Sequence[Prompt] = ()
 ) -> Iterator[FrameBlock]:
-    """Yield the class probabilities of every frame of a case, in order.
+    """Yield the class probabilities of every frame of a case, in order; of an `Ensemble` the mean over its models.
 
     Memory does not grow with the length of the video; with prompts, it does with the part before the first.
 
@@ -115,8 +117,12 @@ def segment_case(
     """
     if output.task != "segmentation":
         raise ConfigError(f"Output {output.name!r} is a {output.task}; this is for segmentation.")
-    weights, stride = _weights(windows.clip.frames), windows.clip.stride
-    blend = _Blend()
+    if isinstance(model, Ensemble):
+        for blocks in zip(*(segment_case(one, output, case, windows, prompts) for one in model), strict=True):
+            yield replace(blocks[0], probabilities=torch.stack([block.probabilities for block in blocks]).mean(0))
+        return
+    weights, stride = blend_weights(windows.clip.frames), windows.clip.stride
+    blend = Blend()
     for batch in _prompted(model, output, case, windows, prompts) if prompts else _batches(model, case, windows):
         values = probabilities(batch.outputs[output.name].float()).cpu()
         for start, value in zip(batch.starts, values, strict=True):
@@ -133,11 +139,14 @@ def predict_case(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, wi
     What is predicted for a clip is averaged over the windows (with ``clip.overlap`` one less than ``clip.frames``:
     over every clip of the video, as EchoNet-Dynamic does). What is predicted for frames is that of one pass through the
     whole video where the model is causal, as a stream gives it; else it is blended over the windows, as it is wherever
-    ``clip.overlap`` asks for that.
+    ``clip.overlap`` asks for that. Of an `Ensemble` it is the mean over its models.
 
     Raises:
         DataError: a frame cannot be read.
     """
+    if isinstance(model, Ensemble):
+        each = [predict_case(one, outputs, case, windows) for one in model]
+        return {name: torch.stack([found[name] for found in each]).mean(0) for name in each[0]}
     of_frames = [output for output in outputs if output.task in FRAME_TASKS]
     state = _initial_state(model) if of_frames and not windows.clip.overlap else None
     if state is None:
@@ -160,8 +169,8 @@ def _initial_state(model: nn.Module) -> Any:
 
 def _windowed(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, windows: Windows) -> dict[str, Tensor]:
     """Clip values averaged, and frame values blended, over the windows."""
-    weights = _weights(windows.clip.frames)
-    blends = {output.name: _Blend() for output in outputs if output.task in FRAME_TASKS}
+    weights = blend_weights(windows.clip.frames)
+    blends = {output.name: Blend() for output in outputs if output.task in FRAME_TASKS}
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in _batches(model, case, windows):
@@ -194,7 +203,8 @@ def _streamed(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, windo
             for output in outputs:
                 values = activated(output, raw[output.name].float()).cpu()[0]
                 every = found.setdefault(output.name, values.new_zeros(case.frames, *values.shape[1:]))
-                every[sample["frame_index"]] = values
+                indices, real = window(start, case.frames, clip)
+                every[torch.from_numpy(indices[real])] = values
     return found
 
 

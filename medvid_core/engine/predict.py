@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from medvid_core.config import ClipConfig
 from medvid_core.data.clip import Case
-from medvid_core.data.datasets.unlabelled import find_cases
-from medvid_core.data.preprocess import plan_steps
+from medvid_core.data.fan import fan_box
 from medvid_core.data.prompts import Prompt, read_prompts
+from medvid_core.data.readers import image_size
+from medvid_core.engine.ensemble import load
 from medvid_core.engine.inference import Windows, predict_case, segment_case
+from medvid_core.engine.opening import open_videos, prepared, require_free, write_folders
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.run import scan_lines
+from medvid_core.engine.run import scan_lines, write_json
 from medvid_core.engine.scoring import columns, frame_columns, scored_case, write_rows
 from medvid_core.engine.setup import accelerator, scan_choice
-from medvid_core.errors import ConfigError, DataError
-from medvid_core.models import ModelInfo, describe, load_model, model_spec
-from medvid_core.plugins import registry
+from medvid_core.errors import ConfigError
+from medvid_core.models import ModelInfo, describe, model_spec
 
 WINDOWS = 4
 """Windows of a video computed together."""
@@ -35,19 +33,24 @@ def predict(
     video: bool = True,
     overlap: int = 0,
     prompts: Path | str | None = None,
+    cache: Path | str = "",
 ) -> list[Path]:
     """Predict on a video, a folder of frames, or a folder of either.
 
     Of masks each case gets ``<case>/masks/<frame>.png``; of everything else ``<case>/prediction.csv`` and, where frames
-    have values, ``<case>/frames.csv``, with the columns of a run's ``cases.csv`` and ``frames.csv``.
+    have values, ``<case>/frames.csv``, with the columns of a run's ``cases.csv`` and ``frames.csv``. Where clips
+    are cropped to the sector, masks are those of whole frames, with background outside of the crop, and
+    ``<case>/crop.json`` says what was cut out, in source pixels.
 
     Args:
-        model_or_run: a model made by medvid, a run directory, or a model file.
+        model_or_run: a model made by medvid, a run directory, a model file, or the folder of a cross-validation, of
+            whose models the mean is taken.
         path: what to predict on.
         out: folder to write to.
         video: whether to write ``<case>/overlay.webm`` as well.
         overlap: frames that neighbouring windows share; they are blended.
         prompts: a file that says what is meant, see `medvid_core.data.prompts`, for models that take prompts.
+        cache: folder of prepared videos, for models whose videos are prepared; empty: the user's own.
 
     Returns:
         The folder of each case.
@@ -58,47 +61,23 @@ def predict(
             cannot be read, each with its reason.
         ConfigError: the overlap does not fit the model's clip length, or the model takes no prompts.
     """
-    from medvid_core.report.overlay import safe_name
-
     front = accelerator()
-    model = model_or_run if isinstance(model_or_run, torch.nn.Module) else load_model(model_or_run)
+    model = model_or_run if isinstance(model_or_run, torch.nn.Module) else load(model_or_run).model
     info = describe(model)
-    if not 0 <= overlap < info.frames:
-        raise ConfigError(f"overlap={overlap} cannot be used: it must be from 0 to {info.frames - 1}.")
-    clip = ClipConfig(frames=info.frames, size=info.size, stride=info.stride, overlap=overlap, padding=info.padding)
-    steps = plan_steps(registry(), info.clip.streams)
+    opened = open_videos(info, Path(path), overlap, WINDOWS, front.device)
     model.to(front.device).eval()
-    windows = Windows(clip, info.clip, steps, WINDOWS, front.device)
-    cases, failed = find_cases(Path(path))
-    pointed = _prompts(prompts, info, cases)
-    names: list[str] = []
-    for case in cases:
-        names.append(safe_name(case.case_id, names))
-    _require_free(Path(out), names)
+    pointed = _prompts(prompts, info, [case for case, _ in opened.cases])
+    require_free(Path(out), opened.names, "prediction")
     front.wait_for_everyone()  # until all have looked: the folders that one process makes are no earlier predictions
     progress = Progress(front.is_main_process)
     for line in scan_lines(scan_choice(model, front.device, trained=model is not model_or_run)):
         progress.say(line)
-    folders = []
-    with progress:
-        mine = list(zip(cases, names, strict=True))[front.process_index :: front.num_processes]
-        for case, name in progress.track(mine, "predicting"):
-            folder = Path(out) / name
-            unfinished = folder.with_name(f".{folder.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a prediction that was killed
-            try:
-                _predict_one(model, info, case, windows, pointed.get(case.case_id, ()), unfinished, video)
-            except DataError as error:
-                failed[case.case_id] = str(error)
-                shutil.rmtree(unfinished)
-                continue
-            os.replace(unfinished, folder)
-            folders.append(folder)
-    progress.say(f"wrote    {len(folders)} case(s) to {out}")
-    if failed:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
-        raise DataError(f"{len(failed)} case(s) could not be read and are left out:\n{reasons}")
-    return folders
+    opened = prepared(opened, str(cache), front, progress)
+
+    def write(case: Case, folder: Path) -> None:
+        _predict_one(model, info, case, opened.windows, pointed.get(case.case_id, ()), folder, video)
+
+    return write_folders(opened, Path(out), "predicting", front, progress, write)
 
 
 def _prompts(path: Path | str | None, info: ModelInfo, cases: Sequence[Case]) -> dict[str, tuple[Prompt, ...]]:
@@ -132,6 +111,12 @@ def _predict_one(
     from medvid_core.report.captions import write_captioned
     from medvid_core.report.overlay import write_case
 
+    crop = fan_box(case, info.fan_crop)
+    if crop is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = image_size(case.streams["video"])
+        told = {"fan_crop": info.fan_crop, **crop._asdict(), "source_height": height, "source_width": width}
+        write_json(folder / "crop.json", told)
     masks = [output for output in info.outputs if output.task == "segmentation"]
     others = [output for output in info.outputs if output.task != "segmentation"]
     for output in masks:
@@ -147,21 +132,3 @@ def _predict_one(
         write_rows(folder / "frames.csv", frames)
     if video and not masks:
         write_captioned(folder / "overlay.webm", case, found, others, range(case.frames))
-
-
-def _require_free(out: Path, names: Sequence[str]) -> None:
-    """Refuse at once what would be found out hours later: nothing is skipped, and nothing written over.
-
-    Raises:
-        DataError: there are predictions of these cases already.
-    """
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; it must be a folder. Choose another --out.")
-    taken = [name for name in names if (out / name).exists()]
-    if len(taken) == 1:
-        raise DataError(f"{out / taken[0]} already holds a prediction. Choose another --out.")
-    if taken:
-        first = ", ".join(taken[:5]) + (", …" if len(taken) > 5 else "")
-        raise DataError(
-            f"{out} already holds predictions of {len(taken)} of the {len(names)} cases: {first}. Choose another --out."
-        )

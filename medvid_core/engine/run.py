@@ -222,6 +222,7 @@ def header_lines(record: Mapping[str, Any]) -> list[str]:
         f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "
         f"{hardware['threads']} threads, precision {'float32' if record['precision'] == 'no' else record['precision']}",
         *scan_lines(record["scan"]),
+        *prepare_lines(record.get("preprocess")),
         f"output   {record['directory']}",
         *[f"note     {note}" for note in record["notes"]],
     ]
@@ -247,3 +248,17 @@ def scan_lines(scan: Mapping[str, str] | None) -> list[str]:
     if scan["backend"] == "cpu" and not kernels_compiled():
         lines.append("note     first the scan's kernels are compiled for this processor, and kept: up to half a minute")
     return lines
+
+
+def prepare_lines(record: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines that say what was prepared; none where nothing was."""
+    if not record:
+        return []
+    lines = [
+        f"prepare  {record['name']}: {', '.join(record['stages'])} of {record['cases']} case(s), "
+        f"{record['from_cache']} from the cache, {record['computed']} computed in {record['seconds']:.1f} s"
+        + (f", {record['left_out']} left out" if record["left_out"] else "")
+    ]
+    remarks = [f"note     {name}: {remark}" for name, found in record["remarks"].items() for remark in found]
+    more = [f"note     … and {len(remarks) - 5} more such remarks, see the record"] if len(remarks) > 5 else []
+    return [*lines, *remarks[:5], *more]

@@ -20,11 +20,12 @@ from medvid_core.data.loader import read_case_masks
 from medvid_core.data.preprocess import Step
 from medvid_core.data.prompts import Prompt, from_mask
 from medvid_core.data.readers import image_size
-from medvid_core.data.transforms import to_source
+from medvid_core.data.transforms import Box, crop_box, to_source
 from medvid_core.engine.inference import FrameBlock, Windows, predict_case, segment_case
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.metrics.anomaly import raise_alarms, video_scores
 from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase, ScoredFrames, mean
+from medvid_core.metrics.classification import Integers, confusion
 from medvid_core.metrics.defaults import DEFAULT_METRICS
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
@@ -38,9 +39,11 @@ class CaseRow(dict[str, Any]):
 
     Attributes:
         scored: what is predicted beside masks, from which metrics over several cases are computed; None: nothing.
+        pixels: of masks, how many annotated pixels of each class were called which, [K,K], rows true; None: no masks.
     """
 
     scored: ScoredCase | None = None
+    pixels: Integers | None = None
 
 
 Progress = Callable[[Sequence[Case]], Iterable[Case]]
@@ -187,32 +190,44 @@ def block_masks(case: Case, block: FrameBlock, at: str) -> tuple[Tensor, Tensor,
         values = to_source(block.probabilities, block.affine, block.source_size)
     else:
         values = block.probabilities
-        masks = F.interpolate(masks[:, None], size=values.shape[-2:], mode="nearest-exact")[:, 0]
+        masks = F.interpolate(seen(block).cut(masks)[:, None], size=values.shape[-2:], mode="nearest-exact")[:, 0]
     return values, masks.long(), torch.from_numpy(labelled)
+
+
+def seen(block: FrameBlock) -> Box:
+    """Return the part of the source that the model saw."""
+    size = block.probabilities.shape[-2:]
+    return crop_box(block.affine, size, block.source_size) or Box(0, 0, *block.source_size)
 
 
 def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> CaseRow:
     """Return the row of one case: its ids, number of scored frames, and every metric."""
+    assert scorer.masks is not None
     columns: dict[str, list[Tensor]] = {}
     metrics = [metric for metric in scorer.metrics if isinstance(metric, Metric)]
-    scored = 0
+    classes = len(mask_classes(scorer.masks))
+    scored, pixels = 0, np.zeros((classes, classes), np.int64)
     pointed_at = {prompt.frame for prompt in scorer.prompts(case)}  # its masks were given away
     for block in blocks:
         values, masks, labelled = block_masks(case, block, scorer.settings.at)
         labelled &= (masks != UNLABELLED).flatten(1).any(1)
         labelled &= torch.tensor([frame not in pointed_at for frame in block.frames])
         scored += int(labelled.sum())
-        spacing = _spacing(case, block.source_size, (masks.shape[1], masks.shape[2]))
+        whole = seen(block) if scorer.settings.at == "model" else Box(0, 0, *block.source_size)
+        spacing = _spacing(case, (whole.height, whole.width), (masks.shape[1], masks.shape[2]))
         for every_frame, chosen in ((False, labelled), (True, torch.ones_like(labelled))):
             wanted = [metric for metric in metrics if metric.every_frame == every_frame]
-            if not wanted or not chosen.any():
+            if not chosen.any() or (every_frame and not wanted):
                 continue
             indices = [frame for frame, kept in zip(block.frames, chosen.tolist(), strict=True) if kept]
             frames = ScoredFrames(values[chosen], masks[chosen], labelled[chosen], spacing, indices, case)
+            if not every_frame:
+                pixels += confusion(frames.mask[frames.valid].numpy(), frames.predicted[frames.valid].numpy(), classes)
             for metric in wanted:
                 for name, column in metric.per_frame(frames).items():
                     columns.setdefault(name, []).append(column)
     row = CaseRow({**_identity(case), "scored_frames": scored})
+    row.pixels = pixels
     joined = {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
     for metric in metrics:
         row |= metric.per_case({name: v for name, v in joined.items() if name.split("/")[0] == metric.name})
@@ -400,9 +415,31 @@ def own_alarms(
     )
 
 
+def mask_classes(output: OutputSpec) -> tuple[str, ...]:
+    """Return the names of all mask values of a segmentation; a lone class stands against the background."""
+    return output.classes if len(output.classes) > 1 else ("background", *output.classes)
+
+
 def write_tables(directory: Path, rows: Sequence[CaseRow], outputs: Sequence[OutputSpec]) -> None:
-    """Write ``cases.csv``, and ``frames.csv`` where something is predicted for frames beside masks."""
+    """Write ``cases.csv``; ``frames.csv`` where something is predicted for frames; of masks ``pixels.csv``.
+
+    ``pixels.csv`` holds a line for each case and true class: how many of its annotated pixels were called which.
+    """
+    masks = next((output for output in outputs if output.task == "segmentation"), None)
+    outputs = [output for output in outputs if output is not masks]
     write_rows(directory / "cases.csv", rows)
+    if masks is not None:
+        names = mask_classes(masks)
+        write_rows(
+            directory / "pixels.csv",
+            [
+                {"case_id": row["case_id"], "true": true}
+                | {f"pixels/{name}": count for name, count in zip(names, counts, strict=True)}
+                for row in rows
+                if row.pixels is not None
+                for true, counts in zip(names, row.pixels.tolist(), strict=True)
+            ],
+        )
     frames = [line for row in rows if row.scored is not None for line in frame_columns(row.scored, outputs)]
     if frames:
         write_rows(directory / "frames.csv", frames)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from torch import nn
 
 from medvid_core.config import Composed, OptimizerConfig
 from medvid_core.data.clip import Case
-from medvid_core.data.preprocess import Step, plan_steps
-from medvid_core.data.sampling import ClipItem, RankBatches, steps_per_epoch, training_items
+from medvid_core.data.preprocess import Preparation, Step, plan_steps, streams_at_hand
+from medvid_core.data.sampling import ClipItem, RankBatches, limited, steps_per_epoch, training_items
 from medvid_core.data.splits import STRADDLING, straddles
 from medvid_core.engine import checkpoint
+from medvid_core.engine.prepare import plan_for, prepare
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import (
     Run,
@@ -88,6 +89,7 @@ class Session:
     steps: Sequence[Step]
     scan: dict[str, str] | None
     base: Base | None
+    prepared: Mapping[str, Any]
     state: State = field(default_factory=State)
 
     @property
@@ -199,7 +201,9 @@ def open_session(
     check_processes(front.num_processes, expect_processes)
     data = open_data(composed)
     info = model_info(composed, registry, data)
-    steps = plan_steps(registry, composed.model.clip.streams)
+    preparation = plan_for(info, registry)
+    steps = plan_steps(registry, info.clip.streams, streams_at_hand(preparation, data.index.cases))
+    progress = Progress(enabled=front.is_main_process)
 
     torch.manual_seed(config.seed)
     model = build_model(info)
@@ -215,22 +219,28 @@ def open_session(
     check_tasks(composed.loss, info.outputs)
     loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
     notes = _frozen_at_random(model) if weights is None and resume is None else []
+    prepared: Mapping[str, Any] = {}
+    if preparation is not None:
+        data, prepared = _prepared(data, preparation, config.cache, front, progress)
     if isinstance(loss, ChecksTraining):
         notes += loss.check_training(model, data.splits["train"])
     metrics = build_metrics(registry, config.metrics, info.outputs)
     check_prompt(composed.model, config.evaluate)
     scorer = Scorer(info.outputs, metrics, config.clip, info.clip, steps, config.evaluate, front.device)
     items = training_items(data.splits["train"], config.clip, info.outputs)
-    total = config.train.epochs * steps_per_epoch(len(items), config.train.batch_size)
+    numerosity = limited(items, data.splits["train"], config.clip) if config.clip.max_numerosity else None
+    clips = len(items if numerosity is None else numerosity)
+    total = config.train.epochs * steps_per_epoch(clips, config.train.batch_size)
     batches = RankBatches(
         seed=config.seed,
-        items=len(items),
+        items=clips,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
         rank=front.process_index,
         processes=front.num_processes,
         first_step=0,
         last_step=total if config.train.max_steps is None else min(total, config.train.max_steps),
+        numerosity=numerosity,
     )
     # everything that can be refused is refused by now: a retry with the same --out finds no half-made run
     directory = resume or _agree_on_directory(front, out, composed)
@@ -250,8 +260,9 @@ def open_session(
         loss=loss,
         scorer=scorer,
         observers=Observers(registry, enabled=front.is_main_process),
-        progress=Progress(enabled=front.is_main_process),
+        progress=progress,
         steps=steps,
+        prepared=prepared,
         scan=scan,
         base=base,
     )
@@ -271,6 +282,16 @@ def open_session(
     if session.state.scaler and front.scaler is not None:
         front.scaler.load_state_dict(session.state.scaler)
     return session
+
+
+def _prepared(
+    data: Data, preparation: Preparation, cache: str, front: Accelerator, progress: Progress
+) -> tuple[Data, Mapping[str, Any]]:
+    """Take all cases through the stages; return those of each part that were prepared, and what to record."""
+    every = [case for cases in data.splits.values() for case in cases]
+    found = prepare(every, preparation, cache, front, progress)
+    index = dataclasses.replace(data.index, skipped={**data.index.skipped, **found.skipped})
+    return Data(index, {part: found.of(cases) for part, cases in data.splits.items()}), found.record
 
 
 def _has_unused(model: nn.Module, spec: ModelSpec) -> bool:
@@ -422,6 +443,7 @@ def _write_start(session: Session) -> None:
             "fingerprint": fingerprint(data.index),
         },
         scan=session.scan,
+        preprocess=session.prepared,
         metrics={metric.name: session.higher_is_better(metric.name) for metric in session.scorer.metrics},
         **environment(session.registry, session.accelerator.device, session.accelerator.num_processes),
         # a resumed run keeps how it was begun

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from medvid_core.config import Composed
+from medvid_core.config import NO_PREPROCESSOR, Composed
 from medvid_core.data.clip import Case, Index
 from medvid_core.data.splits import Splits, split_cases
 from medvid_core.engine.baselines import known_values
 from medvid_core.errors import ConfigError, DataError
-from medvid_core.models import ModelInfo, usable_outputs
+from medvid_core.models import ModelInfo, input_of, usable_outputs
 from medvid_core.ops import BACKENDS, ScanMixer, choose_backend
 from medvid_core.ops.backends import Choice
 from medvid_core.plugins import Registry
@@ -213,7 +213,7 @@ def input_spec(composed: Composed) -> ClipSpec:
     Raises:
         ConfigError: another number of channels than the model's.
     """
-    spec, clip = composed.model.clip, composed.config.clip
+    spec, clip = input_of(composed.model, composed.config.model.config), composed.config.clip
     if not clip.mean:
         return spec
     if len(clip.mean) not in (1, spec.channels):
@@ -237,6 +237,9 @@ def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
     if not spec.clip.any_frames and config.clip.frames != spec.clip.frames:
         raise ConfigError(f"clip.frames={config.clip.frames}: model {spec.name!r} takes {spec.clip.frames} frames.")
     provided = registry.find("model", config.model.name)
+    preprocess = config.preprocess
+    known = preprocess.name != NO_PREPROCESSOR
+    chosen = {"name": registry.find("preprocessor", preprocess.name).full_name} if known else {}
     return ModelInfo(
         name=provided.full_name,
         version=provided.version,
@@ -250,4 +253,6 @@ def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
         size=config.clip.size,
         stride=config.clip.stride,
         padding=config.clip.padding,
+        fan_crop=config.clip.fan_crop,
+        preprocess={**chosen, **dataclasses.asdict(preprocess.config)},
     )

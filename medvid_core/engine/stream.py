@@ -26,6 +26,7 @@ from torchvision import tv_tensors
 from medvid_core.config import ClipConfig
 from medvid_core.data import transforms
 from medvid_core.data.readers.live import LiveFrame, live_frames
+from medvid_core.engine.ensemble import runs_of
 from medvid_core.engine.inference import activated
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines, write_json
@@ -144,8 +145,18 @@ class Streamer:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.info = describe(model)
         spec = model_spec(self.info.name)
+        if self.info.preprocess:
+            raise ConfigError(
+                f"Model {spec.name!r} was trained on videos prepared by {self.info.preprocess['name']}, which looks at "
+                "whole videos: frames that are still to come cannot be prepared. Predict without --stream."
+            )
         if not spec.streaming:
             raise ConfigError(f"Model {spec.name!r} needs whole clips and cannot stream. Predict without --stream.")
+        if self.info.fan_crop != "none":
+            raise ConfigError(
+                f"Model {spec.name!r} was trained on clips cropped to their sector, which is found by looking at whole "
+                "videos (or at a mask beside them). Predict without --stream."
+            )
         if self.info.clip.streams != ("video",):
             raise ConfigError(f"Model {spec.name!r} needs {', '.join(self.info.clip.streams)}; only video can stream.")
         self.model: Any = model.to(device).eval()
@@ -361,6 +372,8 @@ def predict_stream(
     if waiting < 1 or (most is not None and most < 1):
         raise ConfigError("--queue and --frames must be at least 1.")
     front = accelerator()
+    if not isinstance(model_or_run, nn.Module) and (runs := runs_of(Path(model_or_run))):
+        raise ConfigError(f"A stream is predicted by one model, not by the mean of several. Name one run: {runs[0]}.")
     model = model_or_run if isinstance(model_or_run, nn.Module) else load_model(model_or_run)
     streamer = Streamer(model, front.device)
     progress = Progress(front.is_main_process)

@@ -386,7 +386,7 @@ def _finish(session: Session) -> None:
     )
     if run.main:
         run.log(kind="result", split=part, step=session.state.step, **summary)
-        write_tables(run.directory, rows, session.scorer.others)
+        write_tables(run.directory, rows, session.scorer.outputs)
         write_overlays(run, network, splits[part], rows, session.scorer, session.progress)
         write_report(run.directory)
         name = session.scorer.metrics[0].name

@@ -42,22 +42,45 @@ def train_missing(
     Raises:
         ConfigError: a setting; models that predict different things; or a run that was made with other settings.
     """
-    from medvid_core.engine.train import train
-
     plans = _plans(models, data, seeds, settings, out, plugins)
     for number, (directory, composed) in enumerate(plans.items(), 1):
         name = f"{number} of {len(plans)}, {composed.model.name} with seed {composed.config.seed}"
-        written = directory / "config.yaml"
-        if (directory / "run.json").is_file():
-            if has_finished(directory):
-                say(f"kept     run {name}: {directory}")
-                continue
-            say(f"resuming run {name}")
-            train(compose(plugins, config_file=written), plugins, resume=directory)
-        else:
-            say(f"training run {name}")
-            train(composed, plugins, out=directory)
+        train_or_resume(directory, composed, name, plugins, say)
     return list(plans)
+
+
+def train_or_resume(
+    directory: Path,
+    composed: Composed,
+    name: str,
+    plugins: Registry,
+    say: Callable[[str], None],
+    weights: Path | None = None,
+    source: str | None = None,
+    moved: Sequence[str] = (),
+) -> None:
+    """Train a run, or go on with it where it was stopped; a finished one is kept.
+
+    Args:
+        directory: of the run.
+        composed: its configuration.
+        name: what the lines of progress call it.
+        plugins: the installed plugins.
+        say: shows a line of progress.
+        weights: a model file that a new run starts from.
+        source: what kind of file that is.
+        moved: ``key=value`` words over the settings of a run that goes on: where files are now.
+    """
+    from medvid_core.engine.train import train
+
+    if not (directory / "run.json").is_file():
+        say(f"training run {name}")
+        train(composed, plugins, out=directory, weights=weights, source=source)
+    elif has_finished(directory):
+        say(f"kept     run {name}: {directory}")
+    else:
+        say(f"resuming run {name}")
+        train(compose(plugins, overrides=moved, config_file=directory / "config.yaml"), plugins, resume=directory)
 
 
 def _plans(
@@ -78,7 +101,7 @@ def _plans(
         for seed in range(start, start + seeds):
             directory = out / name.replace("/", "-") / f"seed{seed}"
             plans[directory] = compose(plugins, model, overrides=[*shared, f"seed={seed}"])
-            _check_settings(directory, plans[directory])
+            check_settings(directory, plans[directory])
     first = next(iter(predicted))
     for name, outputs in predicted.items():
         if outputs != predicted[first]:
@@ -101,8 +124,8 @@ def _predicted(composed: Composed, plugins: Registry) -> str:
     return names_of(model_info(composed, plugins, open_data(composed)).outputs)
 
 
-def _check_settings(directory: Path, composed: Composed) -> None:
-    """Refuse a run directory that was made with other settings.
+def check_settings(directory: Path, composed: Composed, but: Sequence[str] = ()) -> None:
+    """Refuse a run directory that was made with other settings, ``but`` for some keys.
 
     Raises:
         ConfigError: naming the first of them.
@@ -110,7 +133,7 @@ def _check_settings(directory: Path, composed: Composed) -> None:
     if not (directory / "run.json").is_file():
         return
     written, wanted = read_config_file(directory / "config.yaml"), flatten(composed.config.to_dict())
-    other = sorted(key for key in written.keys() & wanted.keys() if written[key] != wanted[key])
+    other = sorted(key for key in written.keys() & wanted.keys() if written[key] != wanted[key] and key not in but)
     if other:
         key = other[0]
         raise ConfigError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,57 @@ def recall_of(counts: npt.NDArray[Any]) -> Floats:
     """Return the share of each class [K] that was found; NaN of a class that is never true."""
     total = counts.sum(1)
     return np.where(total > 0, np.diagonal(counts) / np.maximum(total, 1), math.nan)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What became of one class, asked for against all others: it is the positive one.
+
+    Attributes:
+        name: the class or label.
+        count: how often it is true.
+        precision: share of what was called so that is; NaN where nothing was.
+        recall: share of it that was found (sensitivity); NaN where it is never true.
+        specificity: share of all else that was not called so; NaN where there is nothing else.
+        f1: 2 TP / (2 TP + FP + FN); NaN of a class that never occurs.
+        auroc: of its probability; NaN where it has none, or is always or never true.
+    """
+
+    name: str
+    count: int
+    precision: float
+    recall: float
+    specificity: float
+    f1: float
+    auroc: float = math.nan
+
+
+def class_results(counts: npt.NDArray[Any], classes: Sequence[str]) -> list[ClassResult]:
+    """Return what became of every class of a confusion matrix [K,K], rows true."""
+    found = []
+    for number, name in enumerate(classes):
+        tp = int(counts[number, number])
+        fp, fn = int(counts[:, number].sum()) - tp, int(counts[number].sum()) - tp
+        tn = int(counts.sum()) - tp - fp - fn
+        shares = (_share(tp, tp + fp), _share(tp, tp + fn), _share(tn, tn + fp), _share(2 * tp, 2 * tp + fp + fn))
+        found.append(ClassResult(name, tp + fn, *shares))
+    return found
+
+
+def ranked_results(output: OutputSpec, cases: Sequence[ScoredCase]) -> list[ClassResult]:
+    """Return what became of every class of a classification, or every label, with the AUROC of its probability."""
+    predicted, true = together(cases, output)
+    if output.task == "multilabel":
+        asked = list(_labels(output, predicted, true))
+        results = [class_results(confusion(y, p > 0.5, 2), ("", name))[1] for name, p, y in asked]
+    else:
+        asked = [(name, predicted[:, k], true == k) for k, name in enumerate(output.classes)]
+        results = class_results(confusion(true, decide(output, predicted), len(output.classes)), output.classes)
+    return [replace(result, auroc=auroc(p, y)) for result, (_, p, y) in zip(results, asked, strict=True)]
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
 def _labels(output: OutputSpec, predicted: Floats, true: Floats) -> Iterator[Question]:

@@ -92,16 +92,31 @@ class Panel:
 
     def __init__(self, case: ScoredCase, outputs: Sequence[OutputSpec], size: tuple[int, int]) -> None:
         self.size = size
-        self.words = Captions(lines(case, outputs), tracks(case, outputs), max(size[1], _NARROWEST))
+        self.words = captions_for(lines(case, outputs), tracks(case, outputs), size)
 
     def draw(self, image: Bytes, frame: int) -> Bytes:
         """Return one frame, uint8 [H,W,3], under words and curves with a cursor at the frame."""
-        above = self.words.at(frame)
-        sheet = Image.new("RGB", (above.width, above.height + self.size[0]))
-        sheet.paste(above)
-        left = (above.width - self.size[1]) // 2
-        sheet.paste(Image.fromarray(resize_image(image, self.size)), (left, above.height))
-        return np.asarray(sheet)
+        return np.asarray(stacked(self.words.at(frame), Image.fromarray(resize_image(image, self.size))))
+
+
+def captions_for(words: Sequence[str], tracks: Sequence[Track], size: tuple[int, int]) -> Captions:
+    """Return words and curves to go above a picture of some height and width, pixels."""
+    return Captions(words, tracks, max(size[1], _NARROWEST))
+
+
+def stacked(above: Image.Image, below: Image.Image) -> Image.Image:
+    """Return two pictures one above the other, each in the middle, on black."""
+    width = max(above.width, below.width)
+    sheet = Image.new("RGB", (width, above.height + below.height))
+    sheet.paste(above, ((width - above.width) // 2, 0))
+    sheet.paste(below, ((width - below.width) // 2, above.height))
+    return sheet
+
+
+def with_words(row: Image.Image, words: Sequence[str], tracks: Sequence[Track]) -> Image.Image:
+    """Return a row of stills with words and curves below, legible where a page shows it smaller than it is."""
+    scale = _STILL_SCALE if row.width > 2 * _NARROWEST else 1.0
+    return stacked(row, Captions(words, tracks, max(row.width, _NARROWEST), scale).image)
 
 
 def still(
@@ -111,12 +126,7 @@ def still(
     height, width = images[0].shape[:2]
     size = fitted_size(height, width, _STILL_SIDE, longest=_STILL_LONGEST)
     row = frame_row([resize_image(image, size) for image in images], [f"frame {number}" for number in numbers])
-    scale = _STILL_SCALE if row.width > 2 * _NARROWEST else 1.0
-    below = Captions(lines(case, outputs), tracks(case, outputs), max(row.width, _NARROWEST), scale).image
-    sheet = Image.new("RGB", (below.width, row.height + below.height))
-    sheet.paste(row, ((below.width - row.width) // 2, 0))
-    sheet.paste(below, (0, row.height))
-    return sheet
+    return with_words(row, lines(case, outputs), tracks(case, outputs))
 
 
 def write_captioned(

@@ -79,12 +79,13 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
 
 def with_interval(value: Value) -> str:
     """Return ``0.912 (0.880 to 0.944)``, with ``± 0.004`` where there are several seeds."""
-    return _in_brackets(value.value, value.low, value.high) + (
+    return in_brackets(value.value, value.low, value.high) + (
         "" if math.isnan(value.deviation) else f" ± {number(value.deviation)}"
     )
 
 
-def _in_brackets(value: float, low: float, high: float) -> str:
+def in_brackets(value: float, low: float, high: float) -> str:
+    """Return ``0.912 (0.880 to 0.944)``; the value alone where there is no interval."""
     return number(value) if math.isnan(low) else f"{number(value)} ({number(low)} to {number(high)})"
 
 
@@ -212,7 +213,7 @@ def _differences(comparison: Comparison) -> Table:
 
 def _difference_cells(found: Difference) -> list[str]:
     return [
-        _in_brackets(found.difference, found.low, found.high),
+        in_brackets(found.difference, found.low, found.high),
         probability(found.p_value),
         probability(found.p_holm),
         f"{found.discordant} of {found.patients}",
@@ -320,8 +321,13 @@ def _spike_rates(comparison: Comparison) -> list[Table]:
 
 def markdown(comparison: Comparison) -> str:
     """Return all tables as Markdown."""
-    parts = [f"# {title(comparison)}", *(f"> {_plain(note)}" for note in comparison.notes)]
-    for table in tables(comparison):
+    return as_markdown(title(comparison), comparison.notes, tables(comparison))
+
+
+def as_markdown(heading: str, notes: Sequence[str], shown: Sequence[Table]) -> str:
+    """Return tables under a heading, with notes above them, as Markdown."""
+    parts = [f"# {_plain(heading)}", *(f"> {_plain(note)}" for note in notes)]
+    for table in shown:
         lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
         body = "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
         parts += [f"## {_plain(table.title)}", _plain(table.lead), body, _plain(table.after)]

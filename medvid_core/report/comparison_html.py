@@ -26,7 +26,7 @@ def page(comparison: Comparison) -> str:
     subtitle = f"{counted(data['cases'], 'case')} of {counted(data['patients'], 'patient')} · {data['part']} part"
     notes = "".join(tag("p", esc(note)) for note in comparison.notes)
     pictures = section("Metrics", intervals_plot(comparison), accuracy_against_time(comparison))
-    first, *rest = [_table_section(found) for found in tables(comparison)]
+    first, *rest = [table_section(found) for found in tables(comparison)]
     parts = [
         tag("header", tag("h1", esc(heading)) + tag("p", esc(subtitle))),
         tag("div", notes, class_="notice", role="note") if notes else "",
@@ -39,7 +39,8 @@ def page(comparison: Comparison) -> str:
     return document(heading, parts)
 
 
-def _table_section(found: Table) -> str:
+def table_section(found: Table) -> str:
+    """Return a table as a section of a page."""
     head = [tag("th", esc(name), scope="col") for name in found.head]
     rows = [
         tag("tr", tag("th", esc(row[0]), scope="row") + "".join(tag("td", esc(cell)) for cell in row[1:]))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def write_evaluation(
     folder: Path, record: Mapping[str, Any], metrics: Mapping[str, bool], breakdowns: Sequence[Breakdown]
 ) -> Path:
-    """Write ``evaluation.html`` into the folder of an evaluation, beside its tables.
+    """Write ``evaluation.html`` into the folder of an evaluation, beside its tables; of classes their confusion too.
 
     Args:
         folder: holds ``cases.csv``, and ``frames.csv`` where frames have values.
@@ -34,10 +34,12 @@ def write_evaluation(
     """
     from medvid_core.engine.run import write_text
     from medvid_core.report.evidence import read_evidence
-    from medvid_core.report.predictions import predictions_section
+    from medvid_core.report.predictions import predictions_section, write_confusions
 
     data = {**record["dataset"], "outputs": record["model"]["outputs"]}
     run = read_files(folder, {**record, "metrics": dict(metrics), "dataset": data})
+    evidence = read_evidence(run)
+    write_confusions(run, evidence)
     distribution = plots.distribution(run)
     title = f"{run_title(run)}: evaluation"
     cases = f"{counted(len(run.scored), 'case')} of {data['cases']} scored, split {data['split']}"
@@ -46,7 +48,7 @@ def write_evaluation(
         notices(run),
         metrics_section(run),
         *(breakdown_section(breakdown) for breakdown in breakdowns),
-        predictions_section(run, read_evidence(run)),
+        predictions_section(run, evidence),
         section(
             "Cases at a glance",
             tag("div", distribution, class_="wide") if distribution else "",

@@ -100,7 +100,7 @@ def confusion_plot(counts: Integers, classes: Sequence[str], title: str, alt: st
                 corner = (j - 0.5, i - 0.5)
                 axes.add_patch(Rectangle(corner, 1, 1, facecolor=ACCENT, alpha=_TINT * share, linewidth=0))
                 if counts[i, j] and named:
-                    axes.text(j, i, f"{counts[i, j]}\n{share:.0%}", ha="center", va="center", fontsize=10.5)
+                    axes.text(j, i, f"{short(counts[i, j])}\n{share:.0%}", ha="center", va="center", fontsize=10.5)
             axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1))
         names = [shortened(name, 16) for name in classes]
         tilted = size > 3 or max(map(len, names)) > 10
@@ -115,6 +115,11 @@ def confusion_plot(counts: Integers, classes: Sequence[str], title: str, alt: st
 
     side = min(9.2, 1.9 + (0.72 if named else 0.28) * size)
     return plot(draw, alt, width=max(4.6, side + 0.6), height=max(3.0, side))
+
+
+def short(count: int) -> str:
+    """Return a count in few characters: ``12345`` as it is, from a hundred thousand on ``0.123 M``."""
+    return str(count) if count < 100_000 else f"{count / 1e6:.3g} M"
 
 
 def shares_of(counts: npt.NDArray[Any]) -> Floats:

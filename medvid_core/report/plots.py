@@ -90,6 +90,17 @@ def inline_svg(text: str, alt: str) -> str:
     return f'{opening} role="img" aria-label="{esc(alt)}">{rest}'
 
 
+_PLAIN = {"currentColor": "#1f2328", "var(--line)": "#d0d7de", "var(--accent)": "#3b5bdb"}
+
+
+def as_file(svg: str) -> str:
+    """Return an inline picture as an SVG file that stands alone, dark on white."""
+    for themed, colour in _PLAIN.items():
+        svg = svg.replace(themed, colour)
+    style = 'xmlns="http://www.w3.org/2000/svg" style="background: #fff; font-family: sans-serif"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n<svg {style}{svg[len("<svg") :]}\n'
+
+
 def _series(log: Sequence[Mapping[str, Any]], name: str) -> tuple[Floats, Floats]:
     """Return steps and defined values of one logged number; of a step logged twice the first."""
     found: dict[float, float] = {}

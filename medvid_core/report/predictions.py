@@ -9,6 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvid_core.engine.run import write_text
+from medvid_core.engine.scoring import mask_classes
 from medvid_core.metrics.anomaly import pooled_frames, videos
 from medvid_core.metrics.base import Floats, ScoredCase
 from medvid_core.metrics.classification import confusion, decide, questions
@@ -38,16 +40,27 @@ def predictions_section(run: RunData, evidence: Evidence) -> str:
     """Return pictures of what was predicted, output by output; empty where masks alone are, and nothing from them."""
     if evidence.problem:
         return section("Predictions", tag("p", esc(f"Not shown: {evidence.problem}")), *_from_masks(run))
-    blocks = _from_masks(run)
+    blocks = [*_pixels(run, evidence), *_from_masks(run)]
     for output in run.others if evidence.cases else ():
         title = tag("h3", esc(output.name)) if len(run.others) > 1 else ""
-        blocks.append(title + _BY_TASK[output.task](output, evidence.cases))
+        blocks.append(title + output_pictures(output, evidence.cases))
     return section("Predictions", *blocks)
+
+
+def _pixels(run: RunData, evidence: Evidence) -> list[str]:
+    """Return the confusion matrix of the pixels of masks."""
+    if evidence.pixels is None:
+        return []
+    masks = next(output for output in run.outputs if output.task == "segmentation")
+    alt = f"Confusion matrix of the pixels of {masks.name}"
+    drawn = figures.confusion_plot(evidence.pixels, mask_classes(masks), f"Confusion of {masks.name}", alt)
+    words = "Rows are true, columns predicted: annotated pixels of all cases, and their share of the true class."
+    return [_said(words) + _pictures(drawn)]
 
 
 def _from_masks(run: RunData) -> list[str]:
     """Return true against predicted, and the agreement, of every number that a metric measures in both masks."""
-    found = []
+    found: list[str] = []
     for column in run.columns:
         name, _, part = column.rpartition("/")
         if part != "true" or f"{name}/predicted" not in run.columns:
@@ -60,6 +73,27 @@ def _from_masks(run: RunData) -> list[str]:
     return found
 
 
+def output_pictures(output: OutputSpec, cases: Sequence[ScoredCase]) -> str:
+    """Return pictures of what was predicted of an output that is no mask."""
+    return _BY_TASK[output.task](output, cases)
+
+
+def about_positive(output: OutputSpec) -> str:
+    """Say which class is the positive one, of what has classes; empty of numbers."""
+    name, classes = output.name, output.classes
+    if output.task in ("classification", "frame_classification") and len(classes) == 2:
+        return (
+            f"{name}: positive is {classes[1]} (class 1, the other is {classes[0]}) where a metric has one, as AUROC; "
+            "F1 and balanced accuracy over all classes are means over both."
+        )
+    if output.task in ("classification", "frame_classification", "ordinal", "segmentation"):
+        kind = "grade" if output.task == "ordinal" else "class"
+        return f"{name}: positive is each {kind} in turn, against all others."
+    if output.task == "multilabel":
+        return f"{name}: positive is the presence of each label."
+    return f"{name}: positive is what is abnormal." if output.task == "anomaly" else ""
+
+
 def write_confusions(run: RunData, evidence: Evidence) -> list[Path]:
     """Write ``confusion.csv`` (counts, rows true) and ``confusion_normalised.csv`` (shares of each true class).
 
@@ -68,21 +102,23 @@ def write_confusions(run: RunData, evidence: Evidence) -> list[Path]:
     Returns:
         The files written.
     """
-    outputs = [output for output in run.others if output.task in _CONFUSED and evidence.cases]
+    matrices = {o: confusion_of(o, evidence.cases) for o in run.others if o.task in _CONFUSED and evidence.cases}
+    if (counts := evidence.pixels) is not None:
+        masks = next(output for output in run.outputs if output.task == "segmentation")
+        matrices = {replace(masks, classes=mask_classes(masks)): counts, **matrices}
     written: list[Path] = []
     names: list[str] = []
-    for output in outputs:
-        counts = confusion_of(output, evidence.cases)
+    for output, counts in matrices.items():
         names.append(safe_name(output.name, names))
-        end = f"-{names[-1]}" if len(outputs) > 1 else ""
+        end = f"-{names[-1]}" if len(matrices) > 1 else ""
         for kind, cells in (("confusion", counts), ("confusion_normalised", figures.shares_of(counts))):
             path = run.directory / f"{kind}{end}.csv"
-            write_text(path, _as_csv(cells, output.classes).encode("utf-8", "replace").decode("utf-8"))
+            write_text(path, confusion_csv(cells, output.classes).encode("utf-8", "replace").decode("utf-8"))
             written.append(path)
     return written
 
 
-def _as_csv(cells: npt.NDArray[Any], classes: Sequence[str]) -> str:
+def confusion_csv(cells: npt.NDArray[Any], classes: Sequence[str]) -> str:
     """Return a matrix [K,K] with the names of its rows and columns; NaN is an empty cell."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

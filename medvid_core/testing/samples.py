@@ -18,7 +18,7 @@ from medvid_core.data.loader import collate, load_sample
 from medvid_core.data.preprocess import Step, plan_steps
 from medvid_core.data.sampling import window
 from medvid_core.losses.base import Loss
-from medvid_core.models import create_model
+from medvid_core.models import create_model, input_of
 from medvid_core.plugins import Provided, Registry
 from medvid_core.specs import ClipSpec, LossSpec, ModelSpec, OutputSpec, resolve
 
@@ -58,6 +58,38 @@ def read_mask(source: Source, frames: Sequence[int]) -> Array:
     return np.stack([source.options.draw(frame)[1] for frame in frames])
 
 
+def read_person_mask(source: Source, frames: Sequence[int]) -> Array:
+    """Draw where the disc is, uint8 [T,H,W], 0 and 255."""
+    return 255 * (read_mask(source, frames) > 0).astype(np.uint8)
+
+
+def read_flow(source: Source, frames: Sequence[int]) -> Array:
+    """Draw how the disc moves, float32 [T,2,H,W], in pixels."""
+    height, width = source.options.size
+    step = np.array([-0.02 * width, 0.02 * height], np.float32)
+    inside = (read_mask(source, frames) > 0).astype(np.float32)
+    return inside[:, None] * step[:, None, None]
+
+
+DRAWN_STREAMS = ("person_mask", "flow")
+"""Streams beside video and annotation that drawn cases have, so that models which read them can be tried."""
+
+
+def read_walk(source: Source, frames: Sequence[int]) -> Array:
+    """Draw a bright figure that crosses a still, uneven ground by two pixels a frame, uint8 [T,96,160]."""
+    ground = np.random.default_rng(0).integers(40, 90, (96, 160)).astype(np.uint8)
+    pictures = np.repeat(ground[None], len(frames), 0)
+    for picture, frame in zip(pictures, frames, strict=True):
+        picture[24:84, 8 + 2 * frame : 28 + 2 * frame] = 220
+    return pictures
+
+
+def make_walk() -> Case:
+    """Return a drawn video of somebody who walks, for preprocessors of whole videos."""
+    source = Source(reader=f"{__name__}:read_walk")
+    return Case(case_id="walk", group_id="walk", frames=48, fps=30.0, streams={"video": source})
+
+
 def make_case(number: int, frames: int, size: tuple[int, int], output: OutputSpec) -> Case:
     """Return a drawn video."""
     classes = max(2, len(output.classes)) if output.task == "segmentation" else 2
@@ -72,6 +104,8 @@ def make_case(number: int, frames: int, size: tuple[int, int], output: OutputSpe
         streams={
             "video": Source(reader=f"{__name__}:read_video", options=scene),
             "mask": Source(reader=f"{__name__}:read_mask", options=scene, values=tuple(range(classes))),
+            "person_mask": Source(reader=f"{__name__}:read_person_mask", options=scene, kind="mask"),
+            "flow": Source(reader=f"{__name__}:read_flow", options=scene, kind="vector"),
         },
         targets=targets,
         frame_targets=frame_targets,
@@ -225,11 +259,10 @@ class ModelUnderTest:
         present: int | None = None,
     ) -> Batch:
         """Make a batch of different clips."""
-        steps = plan_steps(self.registry, self.spec.clip.streams)
+        spec = input_of(self.spec, self.composed.config.model.config)
+        steps = plan_steps(self.registry, spec.streams, DRAWN_STREAMS)
         frames, size = frames or self.frames, size or self.size
-        return collate(
-            [make_sample(n, self.output, frames, size, self.spec.clip, steps, present) for n in range(clips)]
-        )
+        return collate([make_sample(n, self.output, frames, size, spec, steps, present) for n in range(clips)])
 
     def loss_spec(self) -> LossSpec | None:
         """Return its recipe's loss, or None where that is not made for this output's task."""

@@ -106,7 +106,7 @@ def subject_of(metafunc: pytest.Metafunc) -> Subject:
 
 def references(spec: Spec) -> Iterator[tuple[str, str]]:
     """Yield field and ``module:attribute`` of every reference a spec holds."""
-    fields = ["config", "build", "index", "can_read", "hint", "run", "upstream_config"]
+    fields = ["config", "build", "index", "can_read", "hint", "run", "stages", "upstream_config"]
     for name in fields:
         value = getattr(spec, name, "")
         if value:
@@ -118,12 +118,13 @@ def references(spec: Spec) -> Iterator[tuple[str, str]]:
 
 def required_references(spec: Spec) -> tuple[str, ...]:
     """Return the fields of a spec that must name something."""
+    work = "stages" if isinstance(spec, PreprocessorSpec) and spec.stages else "run"
     return {
         ModelSpec: ("build", "config"),
         DatasetSpec: ("index", "config"),
         LossSpec: ("build", "config"),
         MetricSpec: ("build",),
-        PreprocessorSpec: ("run", "config"),
+        PreprocessorSpec: (work, "config"),
     }[type(spec)]
 
 

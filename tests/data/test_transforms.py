@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
 
-from medvid_core.config import AugmentConfig
+from medvid_core.config import AUGMENT_PRESETS, AugmentConfig
 from medvid_core.data import transforms
 from medvid_core.specs import ClipSpec
 
@@ -186,14 +186,189 @@ def test_no_augmentation_is_none():
     assert transforms.augmentation(AugmentConfig()) is None
 
 
-@pytest.mark.parametrize("name", sorted({*vars(AugmentConfig())} - {"pad"}))  # that is the loader's
+ONE_BY_ONE = {
+    "horizontal_flip": 1.0,
+    "vertical_flip": 1.0,
+    "crop": 1.0,
+    "rotation_deg": 30.0,
+    "scale": 0.3,
+    "translate": 0.3,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+    "sharpness": 0.3,
+    "gamma": 1.0,
+    "blur": 1.0,
+    "noise": 0.1,
+}
+OF_ANOTHER = {
+    "affine": ({"rotation_deg": 30.0}, 0.0),
+    "crop_side": ({"crop": 1.0}, (0.3, 0.4)),
+    "colour_per_frame": ({"brightness": 0.3}, True),
+    "gamma_range": ({"gamma": 1.0}, (2.0, 3.0)),
+    "blur_sigma": ({"blur": 1.0}, (2.0, 3.0)),
+}
+
+
+def coloured(frames=3, height=24, width=20) -> tv_tensors.Video:
+    rng = np.random.default_rng(0)
+    return transforms.to_video(np.repeat(rng.integers(0, 256, (1, height, width, 3), dtype=np.uint8), frames, 0))
+
+
+def changed(clip, seed=0, **settings) -> torch.Tensor:
+    change = transforms.augmentation(AugmentConfig(**settings))
+    return clip if change is None else transforms.augment(clip, mask_of(clip), change, seed)[0]
+
+
+def test_every_setting_is_tried():
+    assert {*ONE_BY_ONE, *OF_ANOTHER, "preset", "pad"} == {*vars(AugmentConfig())}  # pad is the loader's
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_each_setting_changes_the_clip(name):
     """None of the settings is decoration."""
-    clip = video()
-    value = {"rotation_deg": 30.0, "noise": 0.1, "horizontal_flip": 1.0, "vertical_flip": 1.0}.get(name, 0.3)
-    change = transforms.augmentation(AugmentConfig(**{name: value}))
-    found = [transforms.augment(clip, mask_of(clip), change, seed)[0] for seed in range(3)]
+    clip = coloured()
+    found = [changed(clip, seed, **{name: ONE_BY_ONE[name]}) for seed in range(3)]
     assert any(one.dtype != clip.dtype or not torch.equal(one, clip) for one in found)
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER)
+def test_each_setting_of_a_change_changes_it(name):
+    clip, (base, value) = coloured(), OF_ANOTHER[name]
+    found = [
+        torch.equal(changed(clip, seed, **base), changed(clip, seed, **base, **{name: value})) for seed in range(3)
+    ]
+    assert not all(found)
+
+
+PRESETS = [name for name in AUGMENT_PRESETS if name != "none"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("seed", range(4))
+def test_presets_are_consistent_through_the_clip_and_keep_kinds_and_shapes(name, seed):
+    """One draw for all frames, for video, mask, pictures, covers and vectors alike; pictures move together."""
+    clip = coloured()
+    change = transforms.augmentation(AugmentConfig(**AUGMENT_PRESETS[name]))
+    cover = torch.rand(1, 1, 24, 20).expand(3, -1, -1, -1).clone().as_subclass(transforms.Coverage)
+    flow = torch.rand(1, 2, 24, 20).expand(3, -1, -1, -1).clone().as_subclass(transforms.Vectors)
+    inputs = (clip, mask_of(clip), cover, flow, clip.clone().as_subclass(tv_tensors.Video))
+    found = transforms.augment(*inputs[:2], change, seed, *inputs[2:])
+    assert [(type(one), one.shape, one.dtype) for one in found] == [(type(x), x.shape, x.dtype) for x in inputs]
+    for one in found:
+        assert torch.equal(one[0].as_subclass(torch.Tensor), one[2].as_subclass(torch.Tensor))
+    assert torch.equal(found[0], found[4])
+    again = transforms.augment(*inputs[:2], change, seed, *inputs[2:])
+    assert torch.equal(again[0], found[0])
+
+
+def test_heavier_presets_change_more():
+    """The mean change of a grey clip over some seeds rises from light to heavy."""
+    clip = tv_tensors.Video(F.interpolate(torch.rand(1, 3, 6, 5), (24, 20)).mul(255).to(torch.uint8).repeat(2, 1, 1, 1))
+    means = []
+    for name in PRESETS:
+        settings = {**AUGMENT_PRESETS[name], "horizontal_flip": 0.0}
+        one = [(changed(clip, seed, **settings).float() - clip.float()).abs().mean() for seed in range(60)]
+        means.append(float(torch.stack(one).mean()))
+    assert means == sorted(means)
+
+
+def test_colour_is_drawn_for_every_frame_where_asked():
+    """Of a still clip: alike in all frames, or another in each; the mask stays as it is."""
+    clip = coloured(frames=4)
+    settings = {"brightness": 0.5, "contrast": 0.5, "saturation": 1.0, "sharpness": 2.0}
+    together = changed(clip, 3, **settings)
+    assert all(torch.equal(together[0], one) for one in together)
+    apart = changed(clip, 3, **settings, colour_per_frame=True)
+    assert len({one.as_subclass(torch.Tensor).numpy().tobytes() for one in apart}) == 4
+    change = transforms.augmentation(AugmentConfig(**settings, colour_per_frame=True))
+    assert torch.equal(transforms.augment(clip, mask_of(clip), change, 3)[1], mask_of(clip))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_crop_moves_video_and_mask_alike(seed):
+    """A mask drawn by a threshold of a smooth picture is that of the cropped picture, but for pixels on the edge."""
+    y, x = torch.meshgrid(torch.arange(60), torch.arange(80), indexing="ij")
+    picture = (2 * x + y).to(torch.uint8)
+    clip = tv_tensors.Video(picture.expand(2, 3, 60, 80).contiguous())
+    mask = tv_tensors.Mask((clip[:, 0] > 100).as_subclass(torch.Tensor).to(torch.uint8))
+    change = transforms.augmentation(AugmentConfig(crop=1.0, crop_side=(0.5, 0.9)))
+    cut, moved = transforms.augment(clip, mask, change, seed)
+    assert cut.shape == clip.shape
+    certain = (cut[:, 0].float() - 100.5).abs() > 3
+    assert torch.equal(moved.bool()[certain], (cut[:, 0] > 100)[certain])
+    assert float(cut.float().std()) < float(clip.float().std())  # less of the ramp is seen
+
+
+def test_vectors_grow_with_a_random_crop():
+    """A part blown up by 1 / side moves so much faster."""
+    flow = torch.ones(2, 2, 40, 40).as_subclass(transforms.Vectors)
+    clip = tv_tensors.Video(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))
+    change = transforms.augmentation(AugmentConfig(crop=1.0, crop_side=(0.5, 0.5)))
+    found = transforms.augment(clip, tv_tensors.Mask(torch.zeros(2, 40, 40, dtype=torch.uint8)), change, 0, flow)[2]
+    assert torch.allclose(found.as_subclass(torch.Tensor), torch.full((2, 2, 40, 40), 2.0))
+
+
+def boxes(height, width):
+    """Rectangles within a picture, from a pixel to the whole."""
+
+    def box(top, left):
+        sizes = st.tuples(st.integers(1, height - top), st.integers(1, width - left))
+        return sizes.map(lambda size: transforms.Box(top, left, *size))
+
+    return st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)).flatmap(lambda corner: box(*corner))
+
+
+@settings(deadline=None)
+@given(st.data(), SIZES, SIZES)
+def test_a_crop_is_told_by_its_map(data, source, size):
+    """Odd sizes, crops at the border, of one pixel, of all: the affine alone says what was cut out."""
+    box = data.draw(boxes(*source))
+    assert transforms.crop_box(transforms.crop_affine(box, size), size, source) == box
+
+
+def test_a_crop_is_told_by_its_map_in_large_pictures():
+    for box in ((0, 0, 2160, 3840), (1077, 1919, 1083, 1921), (3, 3001, 777, 601)):
+        affine = transforms.crop_affine(transforms.Box(*box), (256, 224))
+        assert transforms.crop_box(affine, (256, 224), (2160, 3840)) == box
+
+
+@settings(deadline=None)
+@given(st.data(), SIZES)
+def test_a_crop_comes_back_to_its_place_exact_to_the_pixel(data, source):
+    """Cut out and not resized, every pixel lands where it was; outside there is background."""
+    box = data.draw(boxes(*source))
+    classes = torch.randint(0, 3, source, generator=torch.Generator().manual_seed(0))
+    seen = F.one_hot(box.cut(classes), 3).permute(2, 0, 1)[None].float()
+    size = (box.height, box.width)
+    back = transforms.to_source(seen, transforms.crop_affine(box, size), source)
+    expected = torch.zeros_like(classes)
+    box.cut(expected)[:] = box.cut(classes)
+    assert torch.equal(back.argmax(1)[0], expected)
+    assert torch.equal(back.sum(1), torch.ones(1, *source))
+    one = transforms.to_source(torch.ones(1, 1, *size), transforms.crop_affine(box, size), source)
+    assert int(one.sum()) == box.height * box.width
+
+
+@settings(deadline=None)
+@given(st.data(), SIZES, SIZES)
+def test_a_resized_crop_comes_back_as_from_a_video_of_the_crop(data, source, size):
+    """To crop first, or to be given the cropped video: the same inside."""
+    box = data.draw(boxes(*source))
+    maps = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    back = transforms.to_source(maps, transforms.crop_affine(box, size), source)
+    alone = (box.height, box.width)
+    assert torch.equal(box.cut(back), transforms.to_source(maps, transforms.resize_affine(alone, size), alone))
+
+
+@given(st.data(), SIZES, SIZES)
+def test_the_affine_of_a_crop_maps_its_corners_to_the_corners_of_the_clip(data, source, size):
+    box = data.draw(boxes(*source))
+    affine = transforms.crop_affine(box, size).double()
+    corners = [(box.left - 0.5, box.top - 0.5), (box.left + box.width - 0.5, box.top + box.height - 0.5)]
+    for (x, y), expected in zip(corners, ((-0.5, -0.5), (size[1] - 0.5, size[0] - 0.5)), strict=True):
+        found = affine @ torch.tensor([x, y, 1.0], dtype=torch.float64)
+        assert found[:2].tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_normalise_is_zero_mean_and_unit_deviation_of_the_specs_numbers():

@@ -220,7 +220,7 @@ def test_evaluate_refuses_settings_that_training_fixed(refused, tiny_run, word):
     key = word.partition("=")[0]
     assert refused("evaluate", tiny_run, word) == (
         f"{key} was fixed when the model was trained. evaluate takes clip.overlap, evaluate.*, metrics, dataset.*, "
-        f"split.*, not {key}."
+        f"split.*, cache, not {key}."
     )
 
 

@@ -22,6 +22,7 @@ PUBLIC = (
     "medvid_core.metrics",
     "medvid_core.weights",
     "medvid_core.data.clip",
+    "medvid_core.data.stages",
 )
 """What plugins may import: the contract, and the parts to build from."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medvid_core.data.clip import Case, Index
+from medvid_core.data.readers.frames import SUFFIXES
 from medvid_core.errors import DataError
 from medvid_core.specs import OutputSpec
 
@@ -31,13 +32,21 @@ def _number_key(digits: str) -> tuple[int, int, str]:
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """List the files with one of these endings in natural order; hidden files are left out."""
+    """List the files with one of these endings in natural order; hidden files and fan masks are left out."""
     found = [
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith(".")
+        and not is_fan_mask(path)
+        and path.is_file()
     ]
     return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def is_fan_mask(path: Path) -> bool:
+    """Whether a file is named as fan masks are, ``fan.png`` or ``clip_fan.png`` (see `medvid_core.data.fan`)."""
+    return (path.stem == "fan" or path.stem.endswith("_fan")) and path.suffix.lower() in SUFFIXES
 
 
 def list_folders(folder: Path) -> list[Path]:

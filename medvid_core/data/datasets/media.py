@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvid_core.data.clip import Source
-from medvid_core.data.datasets.folders import list_files, natural_key, pair
+from medvid_core.data.datasets.folders import is_fan_mask, list_files, natural_key, pair
 from medvid_core.data.datasets.masks import MaskPlan
 from medvid_core.data.readers import dicom, nifti, video
 from medvid_core.data.readers import frames as frame_files
@@ -124,7 +124,7 @@ def locate(base: Path, text: str) -> Media:
     found = [base / name for name in sorted(glob.glob(text, root_dir=base), key=natural_key)]
     if not found:
         raise DataError(f"no file matches {path}")
-    return _of_files([path for path in found if path.is_file()])
+    return _of_files([path for path in found if path.is_file() and not is_fan_mask(path)])
 
 
 def _of_files(paths: list[Path]) -> Media:

@@ -2,7 +2,7 @@
 
 A `Source` names its reader: ``frames`` (one file a frame), ``video``, ``dicom`` or ``nifti`` (one file), or
 ``"module:attribute"`` of a function ``(source, frame_indices) -> uint8 [T,H,W] or [T,H,W,3]``. Masks are mapped from
-raw values to class indices.
+raw values to class indices. Streams of other kinds (`Source.kind`) come through `read_stream`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from types import ModuleType
 
 import numpy as np
 
-from medvid_core.data.clip import UNLABELLED, Array, Reader, Source
+from medvid_core.data.clip import UNLABELLED, Array, Case, Reader, Source
 from medvid_core.data.readers import dicom, masks, nifti, video
 from medvid_core.data.readers import frames as frame_files
 from medvid_core.errors import DataError
 from medvid_core.specs import resolve
 
-__all__ = ["frame_count", "image_size", "read_images", "read_masks"]
+__all__ = ["frame_count", "frame_times", "image_size", "read_images", "read_masks", "read_stream"]
 
 _ONE_FILE: dict[str, ModuleType] = {"video": video, "dicom": dicom, "nifti": nifti}
 _RAW = {"video": video.read, "dicom": dicom.read_raw, "nifti": nifti.read_raw}
@@ -71,6 +71,48 @@ def read_masks(source: Source, frames: Sequence[int], size: tuple[int, int] | No
         name = f"{origin} (frame {frame})"
         out.append(masks.fit(masks.to_classes(mask, source, name), size, source, name, frame))
     return np.stack(out) if out else np.empty((0, *(size or (0, 0))), np.uint8)
+
+
+def read_stream(source: Source, frames: Sequence[int]) -> Array:
+    """Read a stream beside video and annotation, by its kind.
+
+    Returns:
+        image: uint8 [T,3,H,W]; mask: uint8 [T,1,H,W], 255 is certain; vector: float32 [T,2,H,W], dx and dy in pixels.
+
+    Raises:
+        DataError: a file cannot be read, or the reader gives something else; the text names it.
+    """
+    if source.kind == "image":
+        return np.ascontiguousarray(read_images(source, frames).transpose(0, 3, 1, 2))
+    if source.kind == "mask":
+        images = read_images(source, frames) if source.reader in ("frames", *_RAW) else _generated(source, frames)
+        return np.ascontiguousarray((images if images.ndim == 3 else images[..., 0])[:, None])
+    if source.kind != "vector":
+        raise DataError(f"A stream is of the kind image, mask or vector, not {source.kind!r}.")
+    vectors: Array = np.asarray(resolve(source.reader)(source, frames))
+    if vectors.ndim != 4 or vectors.shape[:2] != (len(frames), 2) or vectors.dtype != np.float32:
+        raise DataError(
+            f"The reader {source.reader} gave {vectors.dtype} of shape {vectors.shape} for {len(frames)} frames of "
+            "vectors; it must give float32 [T,2,H,W]."
+        )
+    return vectors
+
+
+def frame_times(case: Case) -> list[float]:
+    """Return when each frame of a case was taken, in seconds: as the case or its video file says, or by its rate.
+
+    Where nothing is known, frame numbers.
+
+    Raises:
+        DataError: the video cannot be read.
+    """
+    if case.times_s:
+        return list(case.times_s)
+    source = case.streams["video"]
+    stamps = video.frame_times(_only_path(source)) if source.reader == "video" else ()
+    if len(stamps) == case.frames:
+        return list(stamps)
+    return [frame / (case.fps or 1.0) for frame in range(case.frames)]
 
 
 def frame_count(source: Source) -> int:

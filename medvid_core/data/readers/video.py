@@ -171,6 +171,19 @@ def count_frames(path: str) -> int:
     return probe(path).frames
 
 
+def frame_times(path: str) -> tuple[float, ...]:
+    """Return the time stamp of each frame, in seconds from the first; empty where the container lists none usable.
+
+    Raises:
+        DataError: see `probe`.
+    """
+    signature = _signature(path)
+    with _opened(path) as (container, stream):
+        stamps = _listing(*signature).stamps if _is_indexed(container, stream) else ()
+        unit = float(stream.time_base) if stream.time_base else 0.0
+    return tuple((stamp - stamps[0]) * unit for stamp in stamps) if unit else ()
+
+
 @functools.lru_cache(maxsize=256)
 def _listing(path: str, size: int, changed: int) -> _Listing:
     """List the frames of an indexed container, without time stamps where its packets carry no usable ones.

@@ -46,8 +46,15 @@ class VivimConfig:
         encoder_drop_path: probability that the last SegFormer block is skipped for a frame in training; it rises
             linearly from 0 over the blocks of all stages.
         mamba_drop_path: the same for the Mamba layers, per clip. (The original has such an argument, without effect.)
-        decoder_dropout: dropout of the fused decoder features in training.
-        edge: also predict object edges from the first stage, as output ``edge`` [B,T,1,H,W].
+        mamba_drop_path_by: ``layer``: it rises over all Mamba layers; ``stage``: both layers of stage i have the
+            rate of layer i, so that most of the rise is never reached, as in the original's ovarian extension.
+        map_dropout: dropout, in training, of each stage's map before they are fused; a coin decides for each map and
+            batch whether it happens. The ovarian extension has 0.15.
+        decoder_dropout: dropout of the fused decoder features in training. (The ovarian extension's 0.1 twice is 0.19.)
+        channel_dropout: probability that a whole channel of them is dropped, after that. The ovarian extension has 0.3.
+        edge: also predict object edges from the first stage, as output ``edge`` [B,T,C,H,W].
+        edge_head: ``released``: one 1x1 convolution to one channel, as the original's code; ``paper``: three
+            convolutions to two channels, no edge and edge.
         frames: number of chunks of the spatial-first scan. None follows the clip, as the paper describes; the
             original's code always uses 5, which differs for clips of any other length.
         scan_backend: how the selective scan is computed; ``auto`` chooses.
@@ -66,8 +73,12 @@ class VivimConfig:
     expansion: int = 2
     encoder_drop_path: float = 0.1
     mamba_drop_path: float = 0.0
+    mamba_drop_path_by: str = "layer"
+    map_dropout: float = 0.0
     decoder_dropout: float = 0.1
+    channel_dropout: float = 0.0
     edge: bool = False
+    edge_head: str = "released"
     frames: int | None = None
     scan_backend: str = "auto"
 
@@ -88,7 +99,10 @@ class VivimConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"model.{name}={value} must be at least 1.")
-        for name in ("encoder_drop_path", "mamba_drop_path", "decoder_dropout"):
+        for name, allowed in (("mamba_drop_path_by", ("layer", "stage")), ("edge_head", ("released", "paper"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"model.{name}={getattr(self, name)!r} must be {' or '.join(allowed)}.")
+        for name in ("encoder_drop_path", "mamba_drop_path", "map_dropout", "decoder_dropout", "channel_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must be a probability from 0 to below 1.")
 
@@ -120,18 +134,33 @@ class VivimConfig:
 
 @dataclass
 class StructureLossConfig:
-    """Structure loss: cross-entropy plus a region-weighted intersection over union.
+    """Structure loss: cross-entropy plus a region-weighted intersection over union; with it, that of the edge branch.
 
     Attributes:
         frames: ``centre`` supervises the middle frame of each clip, number (T - 1) // 2 counted from zero, as the
             original does for odd T; ``all`` every labelled one.
+        form: ``released``: the cross-entropy is not weighted, as the original's code has it; ``intended``: it is, as in
+            the loss's paper; ``ovarian``: as in the original's ovarian extension, for several classes.
+        edge: what teaches the edge branch (model.edge): ``none``, or further terms, ``released`` as in the original's
+            code (one class; its affine term has no gradient), ``paper`` as in its paper (model.edge_head=paper).
+        regressor: file of InverseForm's pretrained regressor (distance_measures_regressor.pth), for the affine term of
+            ``edge``, or a checkpoint that holds it; None: without that term.
     """
 
     frames: str = "centre"
+    form: str = "released"
+    edge: str = "none"
+    regressor: str | None = None
 
     def __post_init__(self) -> None:
         if self.frames not in ("centre", "all"):
             raise ConfigError(f"loss.frames={self.frames!r} must be 'centre' or 'all'.")
+        if self.form not in ("released", "intended", "ovarian"):
+            raise ConfigError(f"loss.form={self.form!r} must be released, intended or ovarian.")
+        if self.edge not in ("none", "released", "paper"):
+            raise ConfigError(f"loss.edge={self.edge!r} must be none, released or paper.")
+        if self.regressor and self.edge == "none":
+            raise ConfigError("loss.regressor has no effect with loss.edge=none. Set loss.edge=paper or leave it out.")
 
 
 UPSTREAM_INERT: Mapping[str, Any] = MappingProxyType(

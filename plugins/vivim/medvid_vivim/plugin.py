@@ -88,7 +88,7 @@ def medvid_models() -> list[ModelSpec]:
                 "temporal": ("encoder.stages.", "decoder.", "out.", "edgeocr_cls_head."),
             },
             keep_fp32=("*.A_log", "*.A_b_log", "*.A_s_log", "*.D", "*.D_b", "*.D_s"),
-            unused_parameters=("edgeocr_cls_head.*",),  # no loss reads the edge branch yet
+            unused_parameters=("edgeocr_cls_head.*",),  # loss.edge=none does not read it
             shard_units=("SegformerLayer", "MambaLayer"),
             card=Card(
                 summary=(
@@ -113,7 +113,7 @@ def medvid_models() -> list[ModelSpec]:
 
 @hookimpl
 def medvid_losses() -> list[LossSpec]:
-    """The structure loss."""
+    """The structure loss, with the terms of the edge branch on demand."""
     return [
         LossSpec(
             name="structure",
@@ -121,7 +121,10 @@ def medvid_losses() -> list[LossSpec]:
             build="medvid_vivim.losses:build_structure",
             config="medvid_vivim.config:StructureLossConfig",
             card=Card(
-                summary="Cross-entropy plus boundary-weighted intersection over union, on the middle frame of a clip.",
+                summary=(
+                    "Cross-entropy plus boundary-weighted intersection over union, on the middle frame of a clip or on "
+                    "all; with loss.edge also the terms of Vivim's edge branch."
+                ),
                 paper="Wei et al., F3Net, AAAI 2020; as computed by Vivim",
                 code_license="Apache-2.0",
             ),

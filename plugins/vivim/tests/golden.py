@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from medvid_core import create_loss
 from medvid_core.config import ClipConfig, OptimizerConfig, ScheduleConfig
 from medvid_core.data.clip import Case, Source
 from medvid_core.data.sampling import training_items, window
 from medvid_core.engine.train import learning_rate
+from medvid_core.losses import Loss
 from medvid_core.metrics.base import ScoredFrames
 from medvid_core.metrics.segmentation import Dice, Jaccard, Overlap, Precision, Recall, Specificity
 from medvid_core.ops import SpatioTemporalMixer, selective_scan
@@ -32,6 +34,10 @@ from medvid_core.specs import OutputSpec
 from medvid_vivim.config import StructureLossConfig, VivimConfig
 from medvid_vivim.importer import import_upstream
 from medvid_vivim.losses import build_structure
+from medvid_vivim.losses.edges import edges_by_distance
+from medvid_vivim.losses.joint import ReleasedEdgeLoss, balanced_entropy
+from medvid_vivim.losses.regressor import SHAPES, Regressor
+from medvid_vivim.losses.structure import StructureLoss
 from medvid_vivim.network import Vivim, build
 from medvid_vivim.network.mamba import MambaLayer
 from medvid_vivim.network.segformer import PatchEmbedding, SegformerLayer
@@ -348,21 +354,125 @@ def gradients_with_relu_decisions(
     return {name: torch.zeros_like(t) if g is None else g for (name, t), g in zip(tensors.items(), grads, strict=True)}
 
 
+def one_clip(mask: Tensor) -> dict[str, Any]:
+    """A batch of one clip whose frames [M,H,W] are all annotated: what the original pools over a batch, we do too."""
+    frames = torch.ones(1, len(mask), dtype=torch.bool)
+    return {"mask": mask[None], "frame_real": frames, "mask_labelled": frames}
+
+
+def value(loss: Loss, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
+    """The loss as training computes it."""
+    counts, sums = loss.counts(batch), loss(outputs, batch)
+    return torch.stack([sums[key] / counts[key] for key in sums]).sum()
+
+
 def loss_rows() -> Iterator[Row]:
     data, values = read("losses"), read_json("losses")
-    loss = build_structure(
-        StructureLossConfig(frames="all"), (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
-    )
-    for name in ("structure_loss", "structure_loss_soft_target", "structure_loss_empty_mask"):
+    for name in (
+        "structure_loss",
+        "structure_loss_soft_target",
+        "structure_loss_empty_mask",
+        "structure_loss_INTENDED_not_in_code",
+    ):
+        form = "intended" if "INTENDED" in name else "released"
+        loss = build_structure(StructureLossConfig(frames="all", form=form), MASK)
         logits = data[f"{name}.in.pred"].clone().requires_grad_()
-        frames = torch.ones(2, 1, dtype=torch.bool)
-        batch = {"mask": data[f"{name}.in.mask"], "frame_real": frames, "mask_labelled": frames}
-        counts, sums = loss.counts(batch), loss({"mask": logits[:, None]}, batch)
-        total = torch.stack([sums[key] / counts[key] for key in sums]).sum()
+        total = value(loss, {"mask": logits[None]}, one_clip(data[f"{name}.in.mask"][:, 0]))
         total.backward()
         yield compare(name, total, torch.tensor(values[name]["value"]), 1e-6)
-        wanted = data[f"{name}.grad.pred"]
-        yield compare(f"grad {name}", logits.grad, wanted, 1e-6, gradient=True)
+        yield compare(f"grad {name}", logits.grad, data[f"{name}.grad.pred"], 1e-6, gradient=True)
+
+
+OVARIAN_LOSSES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "dice_loss": ("tversky", {"false_positive": 0.5, "false_negative": 0.5, "smooth": 5e-7}),
+    "tversky_loss": ("tversky", {}),
+    "tversky_loss_absent_class": ("tversky", {}),
+    "class_balanced_focal_loss": ("focal", {"balance": "frequency"}),
+    "class_balanced_focal_loss_absent_class": ("focal", {"balance": "frequency"}),
+    "class_balanced_focal_loss_alpha": ("focal", {}),
+    "recall_focused_loss": ("focal-tversky", {}),
+    "recall_focused_loss_absent_class": ("focal-tversky", {}),
+    "recall_focused_loss_folds_script": ("focal-tversky", {}),
+    "combined_focal_dice_loss": (
+        "focal-tversky",
+        {
+            "gamma": 3.0,
+            "balance": "frequency",
+            "focal_weight": 0.5,
+            "tversky_weight": 0.5,
+            "false_positive": 0.5,
+            "false_negative": 0.5,
+            "smooth": 5e-7,
+        },
+    ),
+    "boundary_aware_loss": ("boundary-ce", {}),
+    "multiclass_structure_loss": ("structure", {"frames": "all", "form": "ovarian"}),
+}
+"""The losses of the ovarian extension: ours, and its settings."""
+
+
+def ovarian_loss_rows() -> Iterator[Row]:
+    data, values = read("losses"), read_json("losses")
+    output = OutputSpec(name="mask", task="segmentation", classes=("background", "solid", "non-solid"))
+    for name, (ours, settings) in OVARIAN_LOSSES.items():
+        labels = data["labels3_absent" if name.endswith("absent_class") else "labels3"].long()
+        logits = data[f"fork.{name}.in.logits"].clone().requires_grad_()
+        total = value(create_loss(ours, [output], **settings), {"mask": logits[None]}, one_clip(labels))
+        total.backward()
+        yield compare(name, total, torch.tensor(values[f"fork.{name}"]["value"]), 1e-6)
+        yield compare(f"grad {name}", logits.grad, data[f"fork.{name}.grad.logits"], 1e-5, gradient=True)
+
+
+def stream_regressor_weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    return stream(f"inversenet.{name}", shape, float(np.sqrt(3 / shape[1])) if len(shape) == 2 else 0.1)
+
+
+def edge_rows() -> Iterator[Row]:
+    """Edge maps, exactly. The ovarian extension's count how many classes say so, 0 to 3; ours whether any does."""
+    data = read("data")
+    for name in ("disk", "touch_border", "empty", "full", "soft"):
+        edges, known = edges_by_distance(data[f"edge.{name}.mask"][None].float(), 2)
+        yield compare(f"edge {name}", edges[0].float(), data[f"edge.{name}.edge"].float(), 0)
+        yield compare(f"known {name}", known[0].float(), torch.ones(24, 32), 0)
+    areas = data["fork_edge.onehot"]
+    labels = torch.where(areas.any(0), areas.argmax(0), 3)[None]  # some pixels are of no class
+    yield compare("ovarian", edges_by_distance(labels, 3)[0].float(), (data["fork_edge.map"] > 0).float(), 0)
+
+
+def joint_loss_rows() -> Iterator[Row]:
+    """The edge terms as released, and the regressor on maps of one channel and of two."""
+    data, values = read("losses"), read_json("losses")
+    net = Regressor({name: stream_regressor_weight(name, shape) for name, shape in SHAPES.items()})
+    for name in ("inverse_transform_1ch", "inverse_transform_1ch_other_input", "inverse_transform_2ch"):
+        maps = data[f"{name}.in.inputs"].clone().requires_grad_()
+        total = net.distance(maps.log_softmax(1), data[f"{name}.in.targets"]).mean()
+        total.backward()
+        yield compare(name, total, torch.tensor(values[name]["value"]), 1e-6)
+        wanted = data[f"{name}.grad.inputs"]
+        yield compare(f"grad {name}", maps.grad, wanted, 1e-5, gradient=bool(wanted.any()))
+
+    for name in ("bce2d", "bce2d_ignore255"):
+        maps, target = data[f"{name}.in.input"].clone().requires_grad_(), data[f"{name}.in.target"][:, 0]
+        total = balanced_entropy(maps[:, 0], target == 1, target <= 1, torch.zeros(2).long(), 1) / target.numel()
+        total.backward()
+        yield compare(name, total, torch.tensor(values[name]["value"]), 1e-6)
+        yield compare(f"grad {name}", maps.grad, data[f"{name}.grad.input"], 1e-5, gradient=True)
+
+    seg, edge = (data[f"JointEdgeSegLoss.in.{name}"].clone().requires_grad_() for name in ("seg", "edge"))
+    structure = build_structure(StructureLossConfig(frames="all"), MASK)
+    assert isinstance(structure, StructureLoss)
+    loss = ReleasedEdgeLoss(structure, net)
+    target = data["bce2d.in.target"][:, 0]  # the fixture's edges are not those of its mask
+    loss.edges = lambda mask: (target == 1, target <= 1)  # type: ignore[method-assign]
+    batch = one_clip(data["structure_loss.in.mask"][:, 0])
+    total = value(loss, {"mask": seg[None], "edge": edge[None]}, batch)
+    total.backward()
+    yield compare("JointEdgeSegLoss", total, torch.tensor(values["JointEdgeSegLoss"]["value"]), 1e-6)
+    for name, got in (("seg", seg.grad), ("edge", edge.grad)):
+        yield compare(f"grad {name}", got, data[f"JointEdgeSegLoss.grad.{name}"], 1e-5, gradient=True)
+    counts, sums = loss.counts(batch), loss({"mask": seg[None], "edge": edge[None]}, batch)
+    attention = torch.stack([sums[f"attention/{part}"] / counts[f"attention/{part}"] for part in ("bce", "iou")]).sum()
+    yield compare("edge_attention", attention / 0.1, torch.tensor(values["edge_attention"]["value"]), 1e-6)
 
 
 METRICS: tuple[type[Overlap], ...] = (Dice, Jaccard, Precision, Recall, Specificity)
@@ -458,6 +568,9 @@ FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "full network (B3), 5x64x64": full_rows,
     "full network (B3), gradients with ReLU decisions fitted": full_resolved_rows,
     "structure loss": loss_rows,
+    "losses of the ovarian extension": ovarian_loss_rows,
+    "edge maps": edge_rows,
+    "edge terms": joint_loss_rows,
     "metrics at 0.5": metric_rows,
     "dense windows": window_rows,
     "learning rate": schedule_rows,

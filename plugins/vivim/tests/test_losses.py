@@ -205,7 +205,7 @@ def test_frames_setting():
 
 
 def test_needs_one_segmentation():
-    """The structure loss needs exactly one segmentation output; there are: none."""
+    """This loss needs one segmentation output; the data set has 0."""
     with pytest.raises(ConfigError) as error:
         build_structure(StructureLossConfig(), (OutputSpec(name="ef", task="regression", classes=("EF",)),))
     assert str(error.value) == test_needs_one_segmentation.__doc__

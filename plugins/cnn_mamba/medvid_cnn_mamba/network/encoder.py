@@ -49,6 +49,15 @@ class FrameEncoder(nn.Module):
         self.width = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)
         self.frozen_norm = frozen_norm
 
+    @property
+    def last_stage(self) -> str:
+        """The module of ``net`` that gives the last feature maps [N,C,h,w]; empty for a network of another kind."""
+        stages = getattr(self.net, "feature_info", None)
+        if not isinstance(stages, list) or getattr(self.net, "output_fmt", "NCHW") != "NCHW":
+            return ""
+        name = str(stages[-1]["module"])
+        return name if any(isinstance(layer, nn.Conv2d) for layer in self.net.get_submodule(name).modules()) else ""
+
     def train(self, mode: bool = True) -> FrameEncoder:
         """Set the mode; frozen normalisation stays in evaluation mode."""
         super().train(mode)

@@ -49,6 +49,9 @@ class R2Plus1D(nn.Module):
         ConfigError: an output has a value for every frame.
     """
 
+    attribution_layer = "layer4"
+    """The module whose output [B,D,T',h,w] Grad-CAM explains."""
+
     def __init__(self, config: R2Plus1DConfig, outputs: tuple[OutputSpec, ...]) -> None:
         super().__init__()
         _refuse_frame_tasks(outputs)

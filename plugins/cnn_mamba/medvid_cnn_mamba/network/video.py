@@ -108,6 +108,12 @@ class VideoNet(nn.Module):
         self.pool = Pool(config.width, config.pooling if clips else "mean")
         self.heads = Heads(config.width, outputs, config.dropout)
 
+    @property
+    def attribution_layer(self) -> str:
+        """The module whose output [B*T,C,h,w] Grad-CAM explains; empty where the encoder is not convolutional."""
+        stage = self.frames.encoder.last_stage
+        return f"frames.encoder.net.{stage}" if stage else ""
+
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return every output of a batch with ``video`` [B,T,C,H,W] and ``frame_real`` [B,T]."""
         real = batch["frame_real"]

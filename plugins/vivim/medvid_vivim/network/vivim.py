@@ -25,11 +25,16 @@ class Encoder(nn.Module):
     def __init__(self, config: VivimConfig) -> None:
         super().__init__()
         self.downsample_layers = MixTransformer(config)
-        rates = iter(drop_path_rates(config.mamba_drop_path, sum(config.mamba_depths)))
+        rates = drop_path_rates(config.mamba_drop_path, sum(config.mamba_depths))
         # each layer sits in a Sequential of its own, as in the original's checkpoints (stages.i.j.0)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(nn.Sequential(_mamba_layer(config, width, next(rates))) for _ in range(depth)))
-            for width, depth in zip(config.stage_widths, config.mamba_depths, strict=True)
+            nn.Sequential(
+                *(
+                    nn.Sequential(_mamba_layer(config, width, rates[_rate_at(config, stage, layer)]))
+                    for layer in range(config.mamba_depths[stage])
+                )
+            )
+            for stage, width in enumerate(config.stage_widths)
         )
 
     def forward(self, video: Tensor) -> list[Tensor]:
@@ -54,13 +59,24 @@ class Vivim(nn.Module):
         self.config = config
         self.output_name = output.name
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config.stage_widths, config.fused_width, config.decoder_dropout)
+        self.decoder = Decoder(
+            config.stage_widths,
+            config.fused_width,
+            config.decoder_dropout,
+            map_dropout=config.map_dropout,
+            channel_dropout=config.channel_dropout,
+        )
         self.out = nn.Conv2d(config.fused_width, len(output.classes), 1)
         if config.edge:
-            self.edgeocr_cls_head = nn.Conv2d(config.stage_widths[0], 1, 1)
+            self.edgeocr_cls_head = _edge_head(config)
+
+    @property
+    def edge_channels(self) -> int:
+        """Channels of the edge output; 0 without one."""
+        return 0 if not self.config.edge else 2 if self.config.edge_head == "paper" else 1
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """``video`` [B,T,C,H,W] -> logits [B,T,K,H,W] (and ``edge`` logits [B,T,1,H,W])."""
+        """``video`` [B,T,C,H,W] -> logits [B,T,K,H,W] (and ``edge`` logits [B,T,C,H,W])."""
         video: Tensor = batch["video"]
         if video.shape[2] != self.config.in_channels:
             raise ConfigError(
@@ -72,6 +88,28 @@ class Vivim(nn.Module):
         if self.config.edge:
             outputs[EDGE_OUTPUT] = _resized(self.edgeocr_cls_head(features[0]), video)
         return outputs
+
+
+def _rate_at(config: VivimConfig, stage: int, layer: int) -> int:
+    """Place of a Mamba layer's drop-path rate among the rates of all layers."""
+    if config.mamba_drop_path_by == "stage":
+        return min(stage, sum(config.mamba_depths) - 1)
+    return sum(config.mamba_depths[:stage]) + layer
+
+
+def _edge_head(config: VivimConfig) -> nn.Module:
+    """Features of the first stage [M,C,h,w] -> edge logits [M,1,h,w], or [M,2,h,w] of no edge and edge."""
+    width = config.stage_widths[0]
+    if config.edge_head == "released":
+        return nn.Conv2d(width, 1, 1)
+    # the paper says three convolutional layers and no more; these sizes are ours
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2, 1),
+    )
 
 
 def _mamba_layer(config: VivimConfig, width: int, drop_path: float) -> MambaLayer:

@@ -1,22 +1,17 @@
-"""The structure loss, as the original computes it."""
+"""The structure loss: as released, as intended, and as the ovarian extension computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from medvid_core.errors import ConfigError
+from medvid_core.data.clip import UNLABELLED, Batch, Case
 from medvid_core.specs import OutputSpec
 from medvid_vivim.config import StructureLossConfig
 
-if TYPE_CHECKING:
-    from medvid_core.losses import Loss
-
-UNLABELLED = 255
 WINDOW = 31
 """Side, in pixels, of the neighbourhood in which a pixel counts as near the boundary."""
 
@@ -27,13 +22,16 @@ class StructureLoss:
     With p = sigmoid(logit), mask m and weights w = 1 + 5 |mean of m over 31x31 - m| (zeros beyond the border counted):
 
         bce = mean over pixels of the cross-entropy
-        iou = mean over frames of 1 - (I + 1) / (U - I + 1),  I = sum w p m,  U = sum w (p + m)
+        iou = mean over frames of 1 - (I + s) / (U - I + s),  I = sum w p m,  U = sum w (p + m),  s = 1
 
-    The weights were meant for the cross-entropy too, but the original's call ``reduce='none'`` averages it first, so
-    they cancel there; its results were made so, and so do we.
+    ``released``: the weights were meant for the cross-entropy too, but the original's call ``reduce='none'`` averages
+    it first, so that they cancel there; its results were made so.
+    ``intended``: bce = mean over frames of (sum of w times the cross-entropy) / (sum of w), as F3Net has it.
+    ``ovarian``: the same, with s = 1e-6.
 
-    With several classes (not in the original): the same on each foreground class against the rest, with the logit
-    z_k - log(sum of exp z_j over j != k), whose sigmoid is the softmax probability, averaged over those classes.
+    With several classes, released and intended (neither is in the original) take each foreground class against the
+    rest, with the logit z_k - log(sum of exp z_j over j != k), whose sigmoid is the softmax probability. The ovarian
+    extension takes every class, the background included, with its own logit z_k. All are averaged over those classes.
 
     With ``frames: centre`` only the frame a window is about counts, the one at position (T - 1) // 2 (see `_centre`).
     Frames that are padding or without labels are left out; pixels marked 255 have weight 0 and count as background
@@ -44,31 +42,47 @@ class StructureLoss:
         self.centre_only = config.frames == "centre"
         self.output_name = output.name
         self.classes = len(output.classes)
+        self.weighted = config.form != "released"
+        self.ovarian = config.form == "ovarian"
+        self.smooth = 1e-6 if self.ovarian else 1.0
 
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Labelled pixels (``bce``) and frames that have any (``iou``), among the supervised frames."""
-        pixels = (batch["mask"] != UNLABELLED)[self._supervised(batch)].flatten(1).sum(1)
-        return {"bce": pixels.sum(), "iou": (pixels > 0).sum()}
+    def check_training(self, model: nn.Module, cases: Sequence[Case]) -> list[str]:
+        """Say so where the network has an edge head, which this loss does not teach."""
+        if not edge_channels(model):
+            return []
+        return ["model.edge=true, but the edge head learns nothing: set loss.edge=released or loss.edge=paper."]
 
-    def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Labelled pixels (``bce``) and frames that have any (``iou``, and ``bce`` where it is weighted)."""
+        pixels = (batch["mask"] != UNLABELLED)[self.supervised(batch)].flatten(1).sum(1)
+        frames = (pixels > 0).sum()
+        return {"bce": frames if self.weighted else pixels.sum(), "iou": frames}
+
+    def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Sums of the two parts over what `counts` counts; logits [B,T,K,H,W], mask [B,T,H,W]."""
-        frames = self._supervised(batch)
+        frames = self.supervised(batch)
         mask = batch["mask"][frames]
-        valid = (mask != UNLABELLED)[:, None].float()
         # selecting, rather than multiplying by zero, keeps even non-finite values of other frames out
-        logits = self._one_against_rest(outputs[self.output_name][frames].float())
-        target = self._targets(mask) * valid
-        weight = (1 + 5 * (_neighbourhood_mean(target) - target).abs()) * valid
+        logits = self._binary(outputs[self.output_name][frames].float())
+        return self.parts(logits, self.targets(mask), (mask != UNLABELLED)[:, None].float())
 
-        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * valid
+    def parts(self, logits: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Sums of the two parts; binary logits and targets [M,F,H,W], labelled pixels [M,1,H,W]."""
+        target = target * valid
+        weight = (1 + 5 * (_neighbourhood_mean(target) - target).abs()) * valid
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        if self.weighted:
+            bce = (entropy * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1)
+        else:
+            bce = (entropy * valid).sum((2, 3))
         p = logits.sigmoid()
         intersection = (weight * p * target).sum((2, 3))
         total = (weight * (p + target)).sum((2, 3))
-        iou = (1 - (intersection + 1) / (total - intersection + 1)) * valid.amax((2, 3))
+        iou = (1 - (intersection + self.smooth) / (total - intersection + self.smooth)) * valid.amax((2, 3))
         share = 1 / logits.shape[1]
         return {"bce": bce.sum() * share, "iou": iou.sum() * share}
 
-    def _supervised(self, batch: Mapping[str, Any]) -> Tensor:
+    def supervised(self, batch: Batch) -> Tensor:
         """Frames that count, bool [B,T]; of these, with ``frames: centre``, the centre alone."""
         real: Tensor = batch["frame_real"]
         frames: Tensor = real & batch["mask_labelled"]
@@ -76,20 +90,25 @@ class StructureLoss:
             frames = frames & _centre(real)
         return frames
 
-    def _targets(self, mask: Tensor) -> Tensor:
-        """Mask [M,H,W] -> binary or soft targets [M,F,H,W], one channel a foreground class."""
+    def targets(self, mask: Tensor) -> Tensor:
+        """Mask [M,H,W] -> binary or soft targets [M,F,H,W], one channel a class that is taken by itself."""
         if self.classes > 1:
-            classes = torch.arange(1, self.classes, device=mask.device)[:, None, None]
+            classes = torch.arange(0 if self.ovarian else 1, self.classes, device=mask.device)[:, None, None]
             return (mask[:, None] == classes).float()
         target = mask if mask.is_floating_point() else mask == 1
         return target[:, None].float()
 
-    def _one_against_rest(self, logits: Tensor) -> Tensor:
-        """Logits [M,K,H,W] -> binary logits of the foreground classes [M,F,H,W]."""
-        if self.classes == 1:
+    def _binary(self, logits: Tensor) -> Tensor:
+        """Logits [M,K,H,W] -> binary logits [M,F,H,W] of the classes in `targets`."""
+        if self.classes == 1 or self.ovarian:
             return logits
         rest = [torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1) for k in range(1, self.classes)]
         return logits[:, 1:] - torch.stack(rest, 1)
+
+
+def edge_channels(model: nn.Module) -> int:
+    """Channels of a network's edge output; 0 where it has none."""
+    return int(getattr(model, "edge_channels", 0))
 
 
 def _centre(real: Tensor) -> Tensor:
@@ -114,16 +133,3 @@ def _neighbourhood_mean(x: Tensor) -> Tensor:
     """Mean over the window around each pixel of [M,F,H,W], zeros beyond the border counted; one axis at a time."""
     x = F.avg_pool2d(x, (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0))
     return F.avg_pool2d(x, (1, WINDOW), stride=1, padding=(0, WINDOW // 2))
-
-
-def build_structure(config: StructureLossConfig, outputs: tuple[OutputSpec, ...]) -> Loss:
-    """Make the loss for the one segmentation output.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    found = [output for output in outputs if output.task == "segmentation"]
-    if len(found) != 1:
-        names = ", ".join(output.name for output in found) or "none"
-        raise ConfigError(f"The structure loss needs exactly one segmentation output; there are: {names}.")
-    return StructureLoss(config, found[0])

@@ -1,0 +1,82 @@
+"""The two-stream network by the command, and what its specs promise."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+
+import pytest
+import torch
+
+from medvid_core import config_from_upstream, create_model, load_model
+from medvid_core.cli.main import main
+from medvid_core.models import input_of, model_spec
+from medvid_core.specs import OutputSpec, resolve
+
+ASD = (OutputSpec(name="asd", task="classification", classes=("ASD", "non-ASD")),)
+PHANTOM = (
+    "preset=tiny",
+    "train.max_steps=2",
+    "evaluate.overlays=0",
+    "dataset.patients=10",
+    "dataset.videos_per_patient=[1,1]",
+    "dataset.frames=8",
+    "dataset.size=[48,64]",
+)
+
+
+def test_one_stream_from_training_to_a_model_file(tmp_path):
+    """Every case gets probabilities that sum to 1, and the network is left in a file that loads."""
+    main(["--model", "two-stream", "--out", str(tmp_path / "run"), "model.inputs=[rgb]", *PHANTOM])
+    with open(tmp_path / "run" / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        shares = [float(row[f"p/diagnosis/{name}"]) for name in ("control", "deformity")]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+    model = load_model(tmp_path / "run" / "model.safetensors")
+    assert model.attribution_layer == {"rgb": "streams.rgb.out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "streams"),
+    [
+        ("two-stream", {}, ("video", "flow")),
+        ("two-stream", {"inputs": ("masked-rgb",)}, ("video", "person_mask")),
+        ("cnn-lstm", {}, ("video",)),
+        ("attention-branch", {"input": "flow"}, ("video", "flow")),
+        ("cross-attention", {}, ("video", "person_mask")),
+    ],
+)
+def test_what_a_model_reads_follows_its_settings(name, settings, streams):
+    spec = model_spec(name)
+    assert input_of(spec, resolve(spec.config)(**settings)).streams == streams
+
+
+def test_heads_alone_can_be_trained():
+    """The named choice takes the classifiers, and nothing of the trunks."""
+    patterns = model_spec("two-stream").trainable["heads"]
+    for settings in ({}, {"flow_trunk": "resnet18"}, {"fusion": "concat"}, {"fusion": "learnt"}):
+        net = create_model("two-stream", outputs=ASD, preset="tiny", **settings)
+        names = [name for name, _ in net.named_parameters()]
+        chosen = {name for name in names if any(name.startswith(p) or fnmatch.fnmatchcase(name, p) for p in patterns)}
+        assert chosen == {name for name in names if "proj" in name or name.startswith(("joint", "weights"))}
+        assert chosen
+
+
+def test_the_original_s_arguments_by_name():
+    config = config_from_upstream("two-stream", {"model": "single", "fusion": "sum_loss"})
+    assert (config.trunk, config.fusion, config.compat) == ("resnet50", "sum", True)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_full_network():
+    """slow-R50, twice, on a clip of 17 frames of 224 pixels."""
+    net = create_model("two-stream", outputs=ASD).eval()
+    assert sum(parameter.numel() for parameter in net.parameters()) == 31_636_545 + 31_633_409 + 2 * 2049
+    frames = torch.ones(1, 17, dtype=torch.bool)
+    outputs = net(
+        {"video": torch.rand(1, 17, 3, 224, 224), "flow": torch.rand(1, 17, 2, 224, 224), "frame_real": frames}
+    )
+    torch.testing.assert_close(outputs["asd"].exp().sum(1), torch.ones(1))
