@@ -6,6 +6,9 @@ import argparse
 import fnmatch
 import pickle
 import re
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +89,7 @@ def _read_pickled(path: Path, allowed: _Names) -> Any:
             f"{path} asks to import {', '.join(wanted)}, which medvid does not do when it reads weights; nothing was "
             "executed. Save the bare state dict as .safetensors where you trust the file, and import that."
         )
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -98,7 +102,22 @@ def _read_pickled(path: Path, allowed: _Names) -> Any:
         ) from error
     except Exception as error:  # damaged files fail in many ways: zip, end of file, key and runtime errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as PyTorch weights: {reason} Fetch or save it again.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as PyTorch weights: {reason.rstrip('.')}. Fetch or save it again."
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive with a damaged member: PyTorch itself does not look at its checksums."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Fetch or save it again.") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong. Fetch or save it again.")
 
 
 def _forbidden_names(path: Path, allowed: _Names) -> list[str]:
@@ -150,9 +169,9 @@ class ImportReport:
         lines = [f"{self.source}: {len(self.loaded)} entries loaded, {len(self.dropped)} keys of the file dropped."]
         for reason in dict.fromkeys(reason for _, reason in self.dropped):
             keys = [key for key, why in self.dropped if why == reason]
-            lines.append(f"  dropped, {reason}: {', '.join(keys)}")
+            lines.append(f"  dropped, {reason}: {_summed_up(keys)}")
         if self.initialised:
-            lines.append(f"  not in such files, left as initialised: {', '.join(self.initialised)}")
+            lines.append(f"  not in such files, left as initialised: {_summed_up(self.initialised)}")
         return "\n".join([*lines, *self._problems()])
 
     def _problems(self) -> list[str]:
@@ -179,6 +198,26 @@ class ImportReport:
             )
 
 
+NAMED = 12
+"""So many keys are named one by one; of more, modules with their number of keys."""
+
+
+def _summed_up(keys: Sequence[str]) -> str:
+    """Keys for people: by name, or many by the module they are in."""
+    if len(keys) <= NAMED:
+        return ", ".join(keys)
+    depth = 3
+    while depth > 1 and len({_module(key, depth) for key in keys}) > NAMED:
+        depth -= 1
+    counts = Counter(_module(key, depth) for key in keys)
+    return ", ".join(f"{module} ({count})" for module, count in counts.items())
+
+
+def _module(key: str, depth: int) -> str:
+    """The first parts of a key, the numbers of layers left open: ``blocks.3.attn.qkv`` is in ``blocks.*.attn``."""
+    return ".".join("*" if part.isdigit() else part for part in key.split(".")[:-1][:depth]) or key
+
+
 def load_strictly(
     model: nn.Module,
     state: Mapping[str, Tensor],
@@ -199,7 +238,7 @@ def load_strictly(
         hint: what to do when it does not fit.
 
     Raises:
-        CheckpointError: something does not fit; the model is unchanged.
+        CheckpointError: something does not fit, or is no number; the model is unchanged.
     """
     own = model.state_dict()
     dropped = {key: reason for key in state if key not in own and (reason := _reason(key, dead))}
@@ -220,6 +259,9 @@ def load_strictly(
         ),
     )
     report.check(hint)
+    for name in common:
+        if not state[name].is_meta and state[name].isnan().any():
+            raise CheckpointError(f"The weights ({source}) are damaged: {name} holds values that are no numbers (NaN).")
     model.load_state_dict({name: state[name] for name in common}, strict=False)
     return report
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medvid_core import CheckpointError
-from medvid_core.weights import read_state
+from medvid_core.weights import ImportReport, load_strictly, read_state
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.ones(2)}
 
@@ -78,3 +78,30 @@ def test_a_number_among_the_weights_is_no_weight(tmp_path):
     torch.save({"state_dict": {**WEIGHTS, "scale": np.float64(2.0)}}, tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         read_state(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_damage_inside_a_tensor_is_found(tmp_path, legacy):
+    """By its checksum where the file has any; else what cannot be weights is found as it is loaded."""
+    path = tmp_path / "sam.pth"
+    torch.save({"weight": torch.ones(400)}, path, _use_new_zipfile_serialization=not legacy)
+    data = bytearray(path.read_bytes())
+    place = data.index(torch.ones(8).numpy().tobytes()) + 16
+    data[place : place + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(data))
+    if not legacy:
+        with pytest.raises(CheckpointError, match=r"sam\.pth is damaged: the checksum of .* is wrong"):
+            read_state(path)
+        return
+    model = torch.nn.Linear(400, 1, bias=False)
+    state = {"weight": read_state(path)["weight"][None]}
+    with pytest.raises(CheckpointError, match=r"damaged: weight holds values that are no numbers \(NaN\)"):
+        load_strictly(model, state, source="test", dead={})
+    assert not model.weight.isnan().any()
+
+
+def test_many_keys_are_summed_up_by_module():
+    keys = [f"encoder.blocks.{layer}.{part}.weight" for layer in range(12) for part in ("attn", "mlp")]
+    text = ImportReport(source="test", initialised=tuple(keys), dropped=(("head.bias", "unused"),)).text()
+    assert "left as initialised: encoder.blocks.* (24)" in text
+    assert "dropped, unused: head.bias" in text

@@ -62,6 +62,21 @@ class Prompt:
     box: tuple[float, float, float, float] | None = None
     mask: Array | None = None
 
+    def check(self, height: int, width: int) -> None:
+        """Refuse a prompt that points beyond the picture.
+
+        Raises:
+            DataError: a mask of another size, or a point or a side of the box outside.
+        """
+        what = f"The prompt of class {self.label} on frame {self.frame}"
+        if self.mask is not None and self.mask.shape != (height, width):
+            rows, columns = self.mask.shape
+            raise DataError(f"{what}: its mask is {columns} x {rows} pixels, the video {width} x {height}.")
+        corners = (self.box[:2], self.box[2:]) if self.box is not None else ()
+        for x, y in (*self.points, *corners):
+            if not (-1 <= x <= width and -1 <= y <= height):  # a pixel of grace: some count from corners
+                raise DataError(f"{what}: ({x:g}, {y:g}) lies outside the video, which has {width} x {height} pixels.")
+
     def to_model(self, frame: int, affine: Tensor, size: Sequence[int]) -> ModelPrompt:
         """Return the prompt as a model takes it.
 
@@ -113,6 +128,11 @@ def read_prompts(path: Path, cases: Sequence[Case], output: OutputSpec) -> dict[
     entries = content.get("prompts") if isinstance(content, Mapping) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f'{path} holds no prompts. Expected: {{"prompts": [{{"frame": 0, "points": [[x, y]]}}, …]}}.')
+    for key in content:
+        if key != "prompts":
+            raise DataError(
+                f"{path}: unknown key {key!r} beside 'prompts'. Everything belongs into the list of prompts."
+            )
     found: dict[str, dict[tuple[int, int], Prompt]] = {}
     for number, entry in enumerate(entries):
         reader = _Entry(entry, f"{path}, prompt {number}", path.parent)
@@ -149,11 +169,15 @@ class _Entry:
 
     def prompt(self, case: Case, output: OutputSpec) -> Prompt:
         frame = self.entry.get("frame")
-        if not isinstance(frame, int) or not 0 <= frame < case.frames:
+        if type(frame) is not int or not 0 <= frame < case.frames:
             raise DataError(f"{self.where}: frame={frame} must be from 0 to {case.frames - 1}.")
         points = self._numbers("points", 2)
         labels = self.entry.get("labels", [1] * len(points))
-        if len(labels) != len(points) or any(label not in (0, 1) for label in labels):
+        if (
+            not isinstance(labels, list)
+            or len(labels) != len(points)
+            or any(type(label) is not int or label not in (0, 1) for label in labels)
+        ):
             raise DataError(f"{self.where}: labels must be 1 (inside) or 0 (outside) for each of the points.")
         box = self._box()
         mask = self._mask()
@@ -209,9 +233,12 @@ class _Entry:
             return None
         try:
             with Image.open(self.folder / str(name)) as image:
-                return np.asarray(image.convert("L")) > 0
+                inside = np.asarray(image.convert("L")) > 0
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"{self.where}: the mask {name} cannot be read: {error}.") from error
+        if not inside.any():
+            raise DataError(f"{self.where}: the mask {name} is empty: no pixel of it is above 0.")
+        return inside
 
 
 def _are_numbers(values: Any, count: int) -> bool:

@@ -24,8 +24,11 @@ from medvid_core.specs import OutputSpec
 EXPLAINED_TASKS = ("classification", "multilabel", "ordinal", "regression")
 """Tasks with one answer for a clip."""
 
-STEPS = 32
-"""Points at which gradients are taken between baseline and clip."""
+STEPS = (32, 128)
+"""Points at which gradients are taken between baseline and clip; the second where the first do not add up."""
+
+CLOSED = 0.05
+"""How far off the sum of attributions may be, in parts of what it should be, to be said to add up."""
 
 NOT = "not "
 """In front of a class: what speaks against it."""
@@ -133,7 +136,7 @@ def predicted_question(output: OutputSpec, predicted: Tensor) -> Question:
 
 
 class Asked(nn.Module):
-    """A model with one value.
+    """A model with one value, in evaluation mode.
 
     Args:
         model: made by medvid; its parameters must not ask for gradients, which would be computed for nothing.
@@ -147,6 +150,7 @@ class Asked(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.eval()  # itself too: MONAI puts all back into the mode it finds this module in
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the log odds, or the number, asked for, [B,1]."""
@@ -307,7 +311,8 @@ class IntegratedGradients:
 
     The baseline is 0 in what the network sees: the mean colour of its normalisation, no motion, an empty mask.
     Gradients at `STEPS` points (Gauss–Legendre) from there to the clip; the sum over channels keeps its sign. All maps
-    together sum up to what the clip adds to the value of the baseline, but for the error of the integral.
+    together sum up to what the clip adds to the value of the baseline, but for the error of the integral, which decides
+    how many points are taken.
 
     Args:
         asked: the model.
@@ -332,7 +337,7 @@ class IntegratedGradients:
 
     def settings(self) -> dict[str, Any]:
         """Return the steps and the baseline."""
-        return {"steps": STEPS, "baseline": "0 after normalisation: mean colour, no motion, empty masks"}
+        return {"steps": list(STEPS), "baseline": "0 after normalisation: mean colour, no motion, empty masks"}
 
     def attribute(self, batch: Batch) -> Attribution:
         """Attribute the value of one clip."""
@@ -342,12 +347,15 @@ class IntegratedGradients:
             return cast(Tensor, self.asked({**batch, **dict(zip(streams, tensors, strict=True))}))[:, 0]
 
         inputs = tuple(streams.values())
-        found = self.captum(value).attribute(inputs, n_steps=STEPS, internal_batch_size=1)
         with torch.no_grad():
-            difference = value(*inputs) - value(*map(torch.zeros_like, inputs))
-        maps = {name: each.detach()[0].sum(1).float().cpu() for name, each in zip(streams, found, strict=True)}
-        total = sum(float(each.double().sum()) for each in maps.values())
-        return Attribution(maps, total, float(difference))
+            difference = float(value(*inputs) - value(*map(torch.zeros_like, inputs)))
+        for steps in STEPS:
+            found = self.captum(value).attribute(inputs, n_steps=steps, internal_batch_size=1)
+            maps = {name: each.detach()[0].sum(1).float().cpu() for name, each in zip(streams, found, strict=True)}
+            total = sum(float(each.double().sum()) for each in maps.values())
+            if abs(total - difference) <= CLOSED * abs(difference):
+                break
+        return Attribution(maps, total, difference)
 
 
 METHODS: dict[str, Callable[[Asked, ModelInfo], Method]] = {

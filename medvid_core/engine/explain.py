@@ -16,6 +16,7 @@ from medvid_core.data.clip import Case
 from medvid_core.data.loader import collate, to_device
 from medvid_core.data.sampling import covering_starts
 from medvid_core.engine.attribution import (
+    CLOSED,
     METHODS,
     NOT,
     Asked,
@@ -37,8 +38,6 @@ from medvid_core.errors import ConfigError, did_you_mean
 from medvid_core.models import describe, load_model
 
 MAPS_FILE, RECORD_FILE = "explanation.safetensors", "explanation.json"
-
-_LARGEST_GAP = 0.1  # of what integrated gradients should add up to: beyond, it is said
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def explain(
     asked = Asked(model)
     how = METHODS[method](asked, info)
     opened = open_videos(info, Path(path), overlap, 1, front.device)
-    model.to(front.device).eval()
+    model.to(front.device)
     require_free(Path(out), opened.names, "explanation")
     front.wait_for_everyone()
     progress = Progress(front.is_main_process)
@@ -133,7 +132,7 @@ def explain(
         asked.question = question or predicted_question(chosen, predicted)
         found = explain_case(asked, how, case, opened.windows, predicted, question is None, progress)
         progress.say(f"{case.case_id}: {answer_line(found)}")
-        for line in _doubts(found):
+        for line in doubts(found):
             progress.say(f"note     {case.case_id}: {line}")
         write_explanation(folder, case, found, how, method, {"model": info.name, "overlap": overlap})
 
@@ -229,11 +228,11 @@ def answer_line(found: Explanation) -> str:
     return f"{question.output.name}: {question.words}, probability {found.answer:.2f}{why}"
 
 
-def _doubts(found: Explanation) -> list[str]:
+def doubts(found: Explanation) -> list[str]:
     """Return what should be known before the maps are believed."""
     if not any(bool(maps.any()) for maps in found.maps.values()):
         return [f"nothing speaks for {found.question.words}; ask what speaks against it with --class '{_other(found)}'"]
-    if found.gap is None or found.gap <= _LARGEST_GAP * abs(found.difference or 0.0):
+    if found.gap is None or found.gap <= CLOSED * abs(found.difference or 0.0):
         return []
     return [
         f"the maps of a window add up to {found.gap:.3g} more or less than they should (the mean is "

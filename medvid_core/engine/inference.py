@@ -262,6 +262,8 @@ def _prompted(
         sample = windows.read(case, start)
         frames = _frames(start, case, windows.clip)
         size = sample["video"].shape[-2:]
+        for prompt in prompts if place == home else ():
+            prompt.check(*sample["source_size"].tolist())
         own = [p.to_model(frames.index(p.frame), sample["affine"], size) for p in prompts if p.frame in frames]
         neighbour = place + 1 if place < home else place - 1
         if place != home:

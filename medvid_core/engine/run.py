@@ -214,9 +214,10 @@ def header_lines(record: Mapping[str, Any]) -> list[str]:
     """Return the lines shown as a run starts."""
     model, data, hardware = record["model"], record["dataset"], record["hardware"]
     parts = ", ".join(f"{count} {part}" for part, count in data["cases"].items())
+    trained = "" if model.get("trainable", "all") == "all" else f": {model['trainable']}"
     return [
         f"model    {model['name']} {model['version']}, preset {record['preset']}, "
-        f"{model['parameters'] / 1e6:.2f} M parameters ({model['trained_parameters'] / 1e6:.2f} M trained)",
+        f"{model['parameters'] / 1e6:.2f} M parameters ({model['trained_parameters'] / 1e6:.2f} M trained{trained})",
         f"data     {data['name']}{' at ' + data['root'] if data['root'] else ''}: {parts} cases",
         f"predicts {'; '.join(map(_predicted, data['outputs']))}",
         f"device   {hardware['device']} ({hardware['device_type']}), {hardware['processes']} process(es), "

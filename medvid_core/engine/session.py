@@ -432,6 +432,7 @@ def _write_start(session: Session) -> None:
             "version": session.info.version,
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "trainable": session.composed.config.train.trainable,
         },
         dataset={
             "name": config.dataset.name,

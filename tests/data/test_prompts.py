@@ -68,10 +68,15 @@ def test_the_only_class_need_not_be_named(tmp_path):
         ({"frame": 0, "class": "lv", "mask": "absent.png"}, "the mask absent.png cannot be read"),
         ({"frame": 0, "class": "lv", "pionts": [[1, 2]]}, "unknown key 'pionts'. Did you mean 'points'?"),
         ({"case": "onee", "frame": 0, "class": "lv", "box": [0, 0, 1, 1]}, "no video 'onee'. Did you mean 'one'?"),
+        ({"frame": True, "class": "lv", "box": [0, 0, 1, 1]}, "frame=True must be from 0 to 4"),
+        ({"frame": 0, "class": "lv", "points": [[1, 2]], "labels": 5}, "labels must be 1 (inside) or 0"),
+        ({"frame": 0, "class": "lv", "points": [[1, 2]], "labels": None}, "labels must be 1 (inside) or 0"),
+        ({"frame": 0, "class": "lv", "mask": "empty.png"}, "the mask empty.png is empty: no pixel of it is above 0"),
         (3, "must be an object"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, entry, words):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "empty.png")
     with pytest.raises(DataError) as caught:
         read_prompts(written(tmp_path, entry), [case()], SEVERAL)
     assert words in str(caught.value)
@@ -86,6 +91,32 @@ def test_what_holds_no_prompts_is_refused(tmp_path, text):
         read_prompts(path, [case()], BINARY)
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "absent.json", [case()], BINARY)
+
+
+def test_everything_belongs_into_the_list(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"prompts": [{"frame": 0, "box": [0, 0, 1, 1]}], "lables": []}')
+    with pytest.raises(DataError, match="unknown key 'lables' beside 'prompts'"):
+        read_prompts(path, [case()], BINARY)
+
+
+@pytest.mark.parametrize(
+    ("pointed", "words"),
+    [
+        (
+            {"points": ((300.5, 5.0),), "positive": (True,)},
+            "(300.5, 5) lies outside the video, which has 300 x 240 pixels",
+        ),
+        ({"box": (-100.0, -100.0, 50.0, 40.0)}, "(-100, -100) lies outside"),
+        ({"mask": np.ones((10, 12), bool)}, "its mask is 12 x 10 pixels, the video 300 x 240"),
+    ],
+)
+def test_what_lies_outside_is_refused(pointed, words):
+    with pytest.raises(DataError) as caught:
+        Prompt(frame=3, label=1, **pointed).check(240, 300)
+    assert str(caught.value).startswith("The prompt of class 1 on frame 3: ")
+    assert words in str(caught.value)
+    Prompt(frame=3, label=1, box=(-0.5, -0.5, 300.0, 240.0), mask=np.ones((240, 300), bool)).check(240, 300)
 
 
 def test_of_several_videos_one_must_be_named(tmp_path):

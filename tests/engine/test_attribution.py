@@ -85,7 +85,9 @@ def attribute(method, net, question, batch, about):
     asked = Asked(net.eval().requires_grad_(False))
     asked.question = question
     with differentiable(asked):
-        return METHODS[method](asked, about).attribute(batch)
+        found = METHODS[method](asked, about).attribute(batch)
+    assert not any(module.training for module in net.modules())
+    return found
 
 
 def by_hand(net, question, batch):
@@ -150,6 +152,22 @@ def test_integrated_gradients_add_up(output, wanted):
     assert found.difference == pytest.approx(expected, abs=1e-6)
     assert found.maps["video"].sum().item() == pytest.approx(found.attributed, abs=1e-5)
     assert found.attributed == pytest.approx(expected, abs=0.02 * abs(expected) + 1e-4)
+
+
+def test_more_steps_where_the_maps_do_not_add_up(monkeypatch):
+    class Late(nn.Module):
+        """Its value begins to rise shortly before the end of the way from nothing to the clip."""
+
+        def forward(self, batch):
+            return {"ef": (batch["video"].sum((1, 2, 3, 4)) - 0.97).relu()[:, None]}
+
+    batch = {**clip(), "video": torch.full((1, 4, 3, 12, 10), 1 / 1440)}
+    found = attribute("integrated-gradients", Late(), ask(EF, "ef"), batch, info(EF))
+    assert found.difference == pytest.approx(0.03, rel=1e-3)
+    assert found.attributed == pytest.approx(found.difference, rel=0.05)
+    monkeypatch.setattr("medvid_core.engine.attribution.STEPS", (32,))
+    fewer = attribute("integrated-gradients", Late(), ask(EF, "ef"), batch, info(EF))
+    assert fewer.attributed != pytest.approx(fewer.difference, rel=0.05)
 
 
 def test_integrated_gradients_of_a_linear_network_are_exact():

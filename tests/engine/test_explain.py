@@ -1,6 +1,7 @@
 """``medvid-run explain``: windows blended, everything written, everything else refused."""
 
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from medvid_core import OutputSpec, create_model, load_model, save_model
 from medvid_core.config import ClipConfig
 from medvid_core.engine.attribution import Asked, Attribution, Question
 from medvid_core.engine.ensemble import Ensemble
-from medvid_core.engine.explain import explain, explain_case, write_explanation
+from medvid_core.engine.explain import doubts, explain, explain_case, write_explanation
 from medvid_core.engine.inference import Windows
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import write_json
@@ -128,6 +129,18 @@ def test_a_class_by_name(medvid, tmp_path):
     assert (tmp_path / "down" / "v" / "not-above-1-grad-cam.webm").is_file()
 
 
+def test_the_second_video_is_predicted_as_the_first(medvid, tmp_path):
+    """Explaining leaves the model as it was loaded: with no dropout, and its own statistics for normalisation."""
+    file, videos = model_file(tmp_path, "r2plus1d", EF), tmp_path / "videos"
+    videos.mkdir()
+    for name in "ab":
+        write_video(videos / f"{name}.mp4")
+    medvid("explain", file, videos, "--out", tmp_path / "out")
+    first, second = (json.loads((tmp_path / "out" / name / "explanation.json").read_text()) for name in "ab")
+    assert first["number"] == second["number"]
+    assert first["streams"] == second["streams"]
+
+
 def test_one_damaged_video_costs_itself(refused, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -171,6 +184,17 @@ def test_windows_are_blended_as_predictions_are(numbered):
     np.testing.assert_allclose(found.maps["video"][:, 3, 5], expected, rtol=1e-6)
     assert (found.attributed, found.difference, found.gap) == (pytest.approx(8 / 3), 1.0, 3.0)
     assert found.answer == 0.75
+
+
+def test_what_should_be_known_before_maps_are_believed(numbered):
+    _, found = numbered
+    assert doubts(found) == [
+        "the maps of a window add up to 3 more or less than they should (the mean is 1): gradients vary too much "
+        "between baseline and clip to be relied upon"
+    ]
+    assert doubts(replace(found, gap=0.01)) == doubts(replace(found, gap=None)) == []
+    empty = replace(found, maps={"video": torch.zeros(7, 8, 8)}, gap=None)
+    assert doubts(empty) == ["nothing speaks for psax; ask what speaks against it with --class 'not psax'"]
 
 
 def test_a_video_for_each_stream(numbered, tmp_path):

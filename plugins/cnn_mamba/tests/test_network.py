@@ -442,3 +442,24 @@ def test_nothing_is_learnt_of_pooling_where_nothing_is_pooled():
     model = network(CNNMambaConfig, ODD, pooling="attention")
     model(batch_of(1, 3))["odd"].sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("encoder", ["test_resnet", "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize("config", BUILD)
+def test_the_layer_for_attribution_gives_a_map_of_each_frame(config, encoder):
+    """A mean over its places and the head behind it decide: its gradients are those of what is seen."""
+    model = network(config, TASKS[:1], encoder=encoder).eval()
+    seen = []
+    model.get_submodule(model.attribution_layer).register_forward_hook(lambda _module, _input, out: seen.append(out))
+    video = torch.randn(2, 3, 3, 64, 64, requires_grad=True)
+    found = model({"video": video, "frame_real": torch.ones(2, 3, dtype=torch.bool)})
+    (maps,) = seen
+    assert maps.shape[:1] == (6,)
+    assert maps.dim() == 4
+    (gradients,) = torch.autograd.grad(found["view"][:, 0].sum(), maps)
+    assert gradients.flatten(1).abs().amax(1).min() > 0
+
+
+def test_encoders_without_feature_maps_have_no_layer_for_attribution():
+    assert network(encoder="test_vit").attribution_layer == ""
+    assert FrameEncoder("swin_tiny_patch4_window7_224").last_stage == ""

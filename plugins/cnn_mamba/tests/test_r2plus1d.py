@@ -111,3 +111,13 @@ def test_learns_eight_clips():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2
+
+
+def test_the_layer_for_attribution_gives_maps_over_time_and_space():
+    model, seen = network().eval(), []
+    model.get_submodule(model.attribution_layer).register_forward_hook(lambda _module, _input, out: seen.append(out))
+    video = torch.randn(1, 16, 3, 32, 32, requires_grad=True)
+    found = model({"video": video})
+    (maps,) = seen
+    assert maps.shape == (1, 32, 2, 2, 2)
+    torch.testing.assert_close(model.heads(None, maps.mean((2, 3, 4)))["ef"], found["ef"])

@@ -4,6 +4,7 @@ import csv
 import json
 import threading
 import time
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -229,6 +230,13 @@ def test_models_that_cannot_stream_say_so():
     both_ways = create_model("cnn-mamba", outputs=OUTPUTS, preset="tiny", bidirectional=True)
     with pytest.raises(ConfigError, match="looks ahead in time"):
         Streamer(both_ways, torch.device("cpu"))
+
+
+def test_models_of_cropped_clips_cannot_stream(model):
+    cropped = create_model("cnn-mamba", outputs=OUTPUTS, preset="tiny")
+    cropped.medvid = replace(cropped.medvid, fan_crop="estimate")
+    with pytest.raises(ConfigError, match="trained on clips cropped to their sector, which is found by looking at whole"):
+        Streamer(cropped, torch.device("cpu"))
 
 
 def test_the_histogram_holds_its_quantiles():

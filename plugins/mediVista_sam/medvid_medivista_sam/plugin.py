@@ -16,6 +16,7 @@ _RECIPE: Settings = {
     "loss": "dice-ce",
     "loss.dice_weight": 0.5,
     "metrics": _METRICS,
+    "model.prompt_rate": 0.25,
     "optimizer.name": "adamw",
     "optimizer.lr": 1e-4,
     "optimizer.weight_decay": 0.05,
@@ -109,7 +110,7 @@ def medvid_models() -> list[ModelSpec]:
             },
             trainable=TRAINABLE,
             unused_parameters=PROMPT_ONLY,
-            shard_units=("PaperBlock", "FusionBlock", "Block"),
+            shard_units=("SpatioTemporalBlock", "FusionBlock"),
             prompts=True,
             card=Card(
                 summary=(
@@ -151,6 +152,7 @@ def medvid_models() -> list[ModelSpec]:
                 "metrics": _METRICS,
                 "optimizer.lr": 1e-5,
                 "train.epochs": 10,
+                "model.prompt_from": "box",
                 "evaluate.prompt": "box",
             },
             trainable={"decoder": ("net.mask_decoder", "net.memory_*")},

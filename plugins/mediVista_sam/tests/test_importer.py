@@ -430,5 +430,5 @@ def test_first_version_needs_as_many_classes():
 def test_first_version_names_what_it_drops():
     report = import_v1(first_version_file(), medivista("released"))
     text = report.text()
-    assert f"  dropped, {EARLIER_BLOCKS}: image_encoder.blocks.0." in text
+    assert f"  dropped, {EARLIER_BLOCKS}: image_encoder.blocks.*" in text
     assert "  dropped, never used by the published code: image_encoder.pos_embed" in text

@@ -206,7 +206,7 @@ def test_segformer(tmp_path):
         assert torch.equal(x, theirs.state_dict()[name] if from_file else start[name]), name
         assert (name in report.loaded) is from_file
         assert (name in report.initialised) is not from_file
-    assert "left as initialised: encoder.stages.0" in report.text()
+    assert "left as initialised: encoder.stages.*" in report.text()
 
 
 def test_segformer_encoder_alone():
