@@ -15,6 +15,7 @@ PROJECTS = {
     "medvid_vivim": ROOT / "plugins" / "vivim",
     "medvid_cnn_mamba": ROOT / "plugins" / "cnn_mamba",
     "medvid_medivista_sam": ROOT / "plugins" / "mediVista_sam",
+    "medvid_two_stream": ROOT / "plugins" / "two_stream",
 }
 
 IMPORT_ALL = """
@@ -76,7 +77,7 @@ def test_the_plugin_pulls_core_and_runs_in_an_empty_environment(wheels, tmp_path
     assert report.stat().st_size > 10_000
 
     # the conformance suite is for plugin authors, who have pytest
-    run(*install, "medvid-core[test]", "medvid-cnn-mamba", "medvid-medivista-sam")
+    run(*install, "medvid-core[test]", "medvid-cnn-mamba", "medvid-medivista-sam", "medvid-two-stream")
     for package in PROJECTS:
         place, modules = json.loads(run(python, "-c", IMPORT_ALL, package))
         assert Path(place).is_relative_to(environment)
