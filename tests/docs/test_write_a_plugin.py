@@ -67,7 +67,7 @@ def test_everything_it_offers_is_listed_without_torch(installed, tmp_path):
     assert offered == {
         "models": ["pulse-net"],
         "datasets": ["pulses"],
-        "losses": ["focal"],
+        "losses": ["pulse-focal"],
         "metrics": ["area-error"],
         "preprocessors": ["frame-difference"],
     }
@@ -88,7 +88,7 @@ def test_it_trains_two_steps_with_all_of_its_parts(installed, tmp_path):
 @pytest.mark.slow
 def test_the_baseline_composes_with_its_data_loss_and_metric(installed, tmp_path):
     """As the page's last command says."""
-    settings = ["preset=tiny", "loss=focal", "metrics=[dice,area-error]", "dataset.cases=4", "train.max_steps=1"]
+    settings = ["preset=tiny", "loss=pulse-focal", "metrics=[dice,area-error]", "dataset.cases=4", "train.max_steps=1"]
     python(installed, "-m", "medvid_core", "--model", "unet", "--data", "pulses", "--out", "run", *settings,
            cwd=tmp_path)  # fmt: skip
     assert (tmp_path / "run" / "report.html").is_file()
