@@ -109,6 +109,45 @@ def medvid_datasets() -> list[DatasetSpec]:
             ),
         ),
         DatasetSpec(
+            name="buv",
+            tasks=("segmentation", "classification"),
+            can_read=f"{module}.buv:can_read",
+            index=f"{module}.buv:index",
+            config=f"{module}.buv:BUVConfig",
+            card=Card(
+                summary="Breast ultrasound: rawframes/<diagnosis>/<case>/*.png, masks/<diagnosis>/<case>/*.png.",
+                paper="Li et al., Rethinking breast lesion segmentation in ultrasound, MICCAI 2022 (63 videos)",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="polyps",
+            tasks=_DENSE_TASKS,
+            can_read=f"{module}.polyps:can_read",
+            index=f"{module}.polyps:index",
+            config=f"{module}.polyps:PolypsConfig",
+            card=Card(
+                summary="Polyp videos: <video>/{Frame,GT}/*, or {Frame,GT}/<video>/* as CVC-612-TV and SUN-SEG.",
+                paper="Ji et al., PNS-Net, MICCAI 2021 (CVC-300-TV, CVC-612-V, CVC-612-T); Ji et al., Video polyp "
+                "segmentation: a deep learning perspective, Machine Intelligence Research 2022 (SUN-SEG)",
+                upstream="https://github.com/GewelsJI/VPS",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
+            name="ovarian",
+            tasks=_DENSE_TASKS,
+            can_read=f"{module}.ovarian:can_read",
+            index=f"{module}.ovarian:index",
+            config=f"{module}.ovarian:OvarianConfig",
+            defaults={"clip.sampling": "all"},
+            card=Card(
+                summary="One mask file a class: <case>/<number>_frame.png, <number>_<class>.png, fan.png.",
+                upstream="https://github.com/Nicolo2277/Vivim",
+                code_license="Apache-2.0",
+            ),
+        ),
+        DatasetSpec(
             name="vos",
             tasks=_DENSE_TASKS,
             can_read=f"{module}.vos:can_read",
@@ -365,6 +404,25 @@ _MASK_METRICS = (
         "How far the predicted ventricle jumps from frame to frame; lower is smoother.",
         False,
     ),
+    ("threshold-mean-dice", _DENSE_TASKS, "thresholds:MeanDice", "Dice, mean over 256 thresholds."),
+    ("threshold-mean-jaccard", _DENSE_TASKS, "thresholds:MeanJaccard", "Jaccard index, mean over 256 thresholds."),
+    ("threshold-mean-precision", _DENSE_TASKS, "thresholds:MeanPrecision", "Precision, mean over 256 thresholds."),
+    ("threshold-mean-recall", _DENSE_TASKS, "thresholds:MeanRecall", "Recall, mean over 256 thresholds."),
+    (
+        "threshold-mean-specificity",
+        _DENSE_TASKS,
+        "thresholds:MeanSpecificity",
+        "Specificity, mean over 256 thresholds.",
+    ),
+    ("threshold-max-dice", _DENSE_TASKS, "thresholds:MaxDice", "Dice at the best threshold (polyp protocol)."),
+    ("threshold-max-jaccard", _DENSE_TASKS, "thresholds:MaxJaccard", "Jaccard index at the best threshold."),
+    ("threshold-max-specificity", _DENSE_TASKS, "thresholds:MaxSpecificity", "Specificity at the best threshold."),
+    ("s-measure", _DENSE_TASKS, "saliency:build_structure_measure", "Structure measure of the stretched map."),
+    ("e-measure", _DENSE_TASKS, "saliency:build_mean_alignment", "Enhanced alignment, mean over 256 levels."),
+    ("e-measure-max", _DENSE_TASKS, "saliency:BestAlignment", "Enhanced alignment at the best level."),
+    ("e-measure-adaptive", _DENSE_TASKS, "saliency:build_adaptive_alignment", "Enhanced alignment at twice the mean."),
+    ("weighted-f", _DENSE_TASKS, "saliency:build_weighted_f", "F-measure with errors weighed by where they lie."),
+    ("stretched-mae", _DENSE_TASKS, "saliency:build_stretched_error", "Mean error of the stretched map.", False),
 )
 
 _CASE_METRICS = (

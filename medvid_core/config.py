@@ -372,7 +372,7 @@ class EvaluateConfig:
         batch_size: windows of one case computed together.
         overlays: number of best and of worst cases shown in the report.
         prompt: for models that take prompts, what points at each class in a case's first annotated frame: ``point``,
-            ``box``, ``mask``, or ``none``. That frame is not scored.
+            ``box``, ``mask``, or ``none``. That frame is not scored: an ejection fraction that needs it is undefined.
     """
 
     at: str = "source"

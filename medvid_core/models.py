@@ -102,14 +102,24 @@ def model_spec(name: str) -> ModelSpec:
     return spec
 
 
-def input_of(spec: ModelSpec, config: Any) -> ClipSpec:
+def input_of(spec: ModelSpec, config: Any, mean: Sequence[float] = (), std: Sequence[float] = ()) -> ClipSpec:
     """Return the input of a model with this configuration: its ``clip``, with the streams that it reads so.
 
     Args:
         spec: the model.
         config: its own configuration.
+        mean: normalisation other than the model's, one number or one a channel; empty for its own.
+        std: likewise.
+
+    Raises:
+        ConfigError: another number of channels than the model's.
     """
-    return dataclasses.replace(spec.clip, streams=tuple(resolve(spec.streams)(config))) if spec.streams else spec.clip
+    found = spec.clip
+    if mean:
+        if len(mean) not in (1, found.channels):
+            raise ConfigError(f"clip.mean={list(mean)} must be one number, or {found.channels}: one a channel.")
+        found = dataclasses.replace(found, mean=tuple(mean), std=tuple(std))
+    return dataclasses.replace(found, streams=tuple(resolve(spec.streams)(config))) if spec.streams else found
 
 
 def check_tasks(spec: ModelSpec | LossSpec | MetricSpec, outputs: Sequence[OutputSpec]) -> None:
@@ -195,7 +205,12 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
         version=provided.version,
         config={**own, **config},
         outputs=tuple(outputs),
-        clip=input_of(spec, build_section(spec.config, "model", {**own, **config})),
+        clip=input_of(
+            spec,
+            build_section(spec.config, "model", {**own, **config}),
+            settings.get("clip.mean", ()),
+            settings.get("clip.std", ()),
+        ),
         frames=settings.get("clip.frames", spec.clip.frames),
         size=tuple(settings.get("clip.size", spec.clip.size)),
         stride=settings.get("clip.stride", 1),

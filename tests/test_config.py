@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from medvid_core.builtin import medvid_datasets, medvid_losses, medvid_metrics, medvid_models
-from medvid_core.config import compose, flatten, parse_overrides, read_config_file
+from medvid_core.config import AugmentConfig, compose, flatten, parse_overrides, read_config_file
 from medvid_core.errors import ConfigError, PluginError
 from medvid_core.plugins import Provided, Registry, load_registry, registry
 from medvid_core.specs import DatasetSpec, LossSpec, MetricSpec, ModelSpec
@@ -541,3 +541,60 @@ def test_a_broken_hint_costs_its_plugin_alone(layered, tmp_path):
     _, hint, problem = str(info.value).splitlines()
     assert hint.startswith("If labels.csv in it lists the clips, call it manifest.csv or give --data ")
     assert problem.startswith("Plugin acme failed at stage 'hint': SystemExit")
+
+
+def test_a_preset_of_augmentation_stands_for_all_its_keys():
+    """Each value says that it came from there; keys given beside it win, and those it does not name are off."""
+    found = composed("augment.preset=medium", "augment.blur=0.9")
+    augment = found.config.augment
+    assert (augment.rotation_deg, augment.affine, augment.crop, augment.gamma) == (15.0, 0.3, 0.3, 0.2)
+    assert (augment.brightness, augment.contrast, augment.saturation, augment.blur) == (0.3, 0.3, 0.3, 0.9)
+    assert found.origins["augment.crop"] == "augment.preset=medium"
+    assert found.origins["augment.blur"] == found.origins["augment.preset"] == "command line"
+    assert composed().config.augment.preset == "custom"
+
+
+def test_a_preset_of_augmentation_goes_over_what_the_data_set_suggests(vtus):
+    """And under what is typed; none switches all off, whatever was suggested."""
+    root = str(vtus())
+    assert composed(data=root).config.augment.scale == 0.4
+    assert composed("augment.preset=light", data=root).config.augment.scale == 0.0
+    assert composed("augment.preset=none", data=root).config.augment == AugmentConfig(preset="none")
+
+
+def test_a_run_with_a_preset_of_augmentation_is_read_back(tmp_path):
+    """The file names every value; another preset typed over it replaces them."""
+    one = composed("augment.preset=heavy", "augment.gamma=0.7")
+    path = tmp_path / "config.yaml"
+    path.write_text(one.config.to_yaml())
+    assert compose(registry(), config_file=path).config.augment == one.config.augment
+    other = compose(registry(), config_file=path, overrides=["augment.preset=light"]).config.augment
+    assert other == composed("augment.preset=light").config.augment
+
+
+def test_an_unknown_preset_of_augmentation_is_refused(refused):
+    assert refused("--model", "unet", "augment.preset=havy") == (
+        "augment.preset='havy' cannot be used: it must be one of custom, none, light, medium, heavy. "
+        "Did you mean 'heavy'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("clip.fan_crop=yes", "clip.fan_crop='yes' cannot be used: it must be one of none, mask, estimate, auto."),
+        ("clip.max_numerosity=-1", "clip.max_numerosity=-1 cannot be used: it must be 0 or more."),
+        ("clip.numerosity=all", "clip.numerosity='all' cannot be used: it must be one of equispaced, random."),
+        ("augment.crop=2", "augment.crop=2.0 cannot be used: it must be from 0 to 1."),
+        (
+            "augment.crop_side=[0.9,0.8]",
+            "augment.crop_side=(0.9, 0.8) cannot be used: it must be two rising numbers above 0, up to 1.",
+        ),
+        (
+            "augment.blur_sigma=[0,1]",
+            "augment.blur_sigma=(0.0, 1.0) cannot be used: it must be two rising numbers above 0.",
+        ),
+    ],
+)
+def test_settings_of_crops_and_changes_out_of_range_are_refused(refused, word, text):
+    assert refused("--model", "unet", word) == text

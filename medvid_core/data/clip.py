@@ -12,7 +12,7 @@ A **sample** is a dict; a batch adds a leading axis B to every tensor:
 | ``targets_present`` | dict of name → bool tensor |
 | ``frame_targets`` | dict of name → float tensor [T]: of each frame, 0 where unknown |
 | ``frame_targets_present`` | dict of name → bool tensor [T]; false where unknown, or the frame is not real |
-| ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixel coordinates, augmentation apart |
+| ``affine`` | float [3,3], source pixel coordinates (x, y, 1) → tensor pixels: crop and resizing, no augmentation |
 | ``source_size`` | long [2], height and width of the source in pixels |
 | ``frame_index`` | long [T], index of each frame in the source (of prepared videos: in the video as it was recorded) |
 | ``case_id``, ``group_id`` | str |

@@ -16,6 +16,7 @@ alone. The largest connected part is the sector.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from scipy import ndimage
 
 from medvid_core.data.clip import Array, Case, Source
 from medvid_core.data.datasets.media import stem
-from medvid_core.data.readers import image_size, read_images
 from medvid_core.data.readers import frames as frame_files
+from medvid_core.data.readers import image_size, read_images
 from medvid_core.data.transforms import Box
 from medvid_core.errors import DataError
 
@@ -40,7 +41,7 @@ _CELLS = 320
 """Longest side, in cells of a few pixels, of the picture that the estimate works on."""
 
 _CHANGE = 12.0
-"""Grey values by which a cell of the sector changes somewhere; compression makes those around letters change by less."""
+"""Grey values by which a cell of the sector changes; compression makes those around letters change by less."""
 
 _FAINT_CHANGE = 6.0
 """Grey values by which a cell changes in its dark parts, which count where they hang together with such cells."""
@@ -80,7 +81,7 @@ def fan_box(case: Case, how: str) -> Box | None:
             f"Case {case.case_id!r} has no fan mask, which clip.fan_crop=mask asks for: {_expected(video)}. Add it, or "
             "set clip.fan_crop=auto, which estimates the sector where there is no mask."
         )
-    return _masked_box(path, video) if path else _estimated_box(video, case.frames)
+    return _masked_box(path, _changed(path), video) if path else _estimated_box(video, case.frames)
 
 
 def fan_mask(case: Case) -> str:
@@ -112,8 +113,16 @@ def _expected(video: Source) -> str:
     return f"there is no {' and no '.join(places)}" if places else "it is not read from files"
 
 
+def _changed(path: str) -> int:
+    """When a file was last changed, so that a mask drawn anew is read anew; 0 where it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 @functools.lru_cache(maxsize=4096)
-def _masked_box(path: str, video: Source) -> Box:
+def _masked_box(path: str, changed: int, video: Source) -> Box:
     """The rectangle around a fan mask."""
     raw = frame_files.read_raw_mask(path)
     raw = raw.max(axis=-1) if raw.ndim == 3 else raw
@@ -180,21 +189,21 @@ def sector_of(grey: npt.NDArray[np.float32]) -> Bools | None:
     moving = _largest(changing)
     if moving is None or moving.sum() < _LEAST * area:
         found = _largest(bright)
-        return None if found is None or found.sum() < _LEAST * area else found
+        return None if found is None or found.sum() < _LEAST * area else _with_pieces(found, bright, _PIECE * area)
     moving = _with_pieces(moving, changing, _PIECE * area)
     for more in (_solid(change > _FAINT_CHANGE, size), bright):  # dark parts, and still ones such as the skin line
         moving = _joined(moving, more)
     return moving
 
 
-def _with_pieces(sector: Bools, changing: Bools, least: float) -> Bools:
-    """Add parts of at least so many cells that stand over or under the sector: half of their columns are its own."""
-    found = sector.copy()
-    for part in _parts(changing):
+def _with_pieces(sector: Bools, found: Bools, least: float) -> Bools:
+    """Add parts of at least so many cells that stand over or under the sector, nearly all within its columns."""
+    whole = sector.copy()
+    for part in _parts(found):
         columns = part.any(0)
-        if part.sum() >= least and 2 * (columns & sector.any(0)).sum() > columns.sum():
-            found |= part
-    return found
+        if part.sum() >= least and (columns & sector.any(0)).sum() >= 0.9 * columns.sum():
+            whole |= part
+    return whole
 
 
 def _joined(sector: Bools, more: Bools) -> Bools:

@@ -142,8 +142,8 @@ class Numerosity:
     def items(self, seed: int, epoch: int) -> IntArray:
         """Return the item numbers of an epoch, patient by patient: a pure function of seed and epoch.
 
-        Equispaced are the clips ``floor(linspace(0, n - 1, most))`` of n, as in the ovarian fork of Vivim. Drawn are any
-        of them (there, never the first).
+        Equispaced are the clips ``floor(linspace(0, n - 1, most))`` of n, as in the ovarian fork of Vivim. Drawn are
+        any of them (there, never the first).
         """
         # a key apart from those of the order and of samples, so that neither follows from the other
         rng = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(_NUMEROSITY,)))

@@ -160,7 +160,7 @@ def crop_box(affine: Tensor, size: Sequence[int], source_size: tuple[int, int]) 
         return None
     height, width = round(size[0] / sy), round(size[1] / sx)
     top, left = round(((sy - 1) / 2 - ty) / sy), round(((sx - 1) / 2 - tx) / sx)
-    inside = 0 <= top and 0 <= left and top + height <= source_size[0] and left + width <= source_size[1]
+    inside = min(top, left) >= 0 and top + height <= source_size[0] and left + width <= source_size[1]
     if not inside or height < 1 or width < 1:
         return None
     box = Box(top, left, height, width)

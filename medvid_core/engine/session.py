@@ -156,7 +156,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
             from timm.optim.madgrad import MADGRAD
         except ImportError as error:
             raise ConfigError("optimizer.name=madgrad needs the timm library: pip install timm.") from error
-        return MADGRAD(described, lr=config.lr, momentum=config.momentum)
+        madgrad: torch.optim.Optimizer = MADGRAD(described, lr=config.lr, momentum=config.momentum)
+        return madgrad
     if config.name == "sgd":
         return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW

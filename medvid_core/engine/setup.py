@@ -213,12 +213,8 @@ def input_spec(composed: Composed) -> ClipSpec:
     Raises:
         ConfigError: another number of channels than the model's.
     """
-    spec, clip = input_of(composed.model, composed.config.model.config), composed.config.clip
-    if not clip.mean:
-        return spec
-    if len(clip.mean) not in (1, spec.channels):
-        raise ConfigError(f"clip.mean={list(clip.mean)} must be one number, or {spec.channels}: one a channel.")
-    return dataclasses.replace(spec, mean=clip.mean, std=clip.std)
+    clip = composed.config.clip
+    return input_of(composed.model, composed.config.model.config, clip.mean, clip.std)
 
 
 def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:

@@ -1,5 +1,7 @@
 """Which clips an epoch sees and in what order: functions of (seed, epoch, position), for any number of processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from medvid_core.data.sampling import (
     covering_starts,
     epoch_order,
     last_start,
+    limited,
     random_start,
     sample_rng,
     steps_per_epoch,
@@ -187,3 +190,104 @@ def test_nothing_labelled_is_refused():
 def test_a_case_nobody_labelled_is_left_out_of_training():
     items = training_items([case(labelled=()), case(labelled=(3,), name="b")], ClipConfig(frames=3), MASK)
     assert items == [ClipItem(1, None)]
+
+
+def patients() -> tuple[list[Case], list[ClipItem]]:
+    """Three patients: one with two videos, of 7 and 4 clips, one with 4 clips, one with 2."""
+    cases = [
+        case(7, name="a1"),
+        case(4, name="b"),
+        case(4, name="a2"),
+        case(2, name="c"),
+    ]
+    cases = [replace(one, group_id=one.case_id[0]) for one in cases]
+    clip = ClipConfig(frames=1, sampling="all")
+    return cases, training_items(cases, clip, MASK)
+
+
+def chosen(numerosity, epoch, first=None, processes=1, batch=2) -> list[int]:
+    """The items an epoch trains on, over all processes, from a step of it on."""
+    per_epoch = steps_per_epoch(len(numerosity), batch)
+    begin = epoch * per_epoch if first is None else first
+    found = []
+    for rank in range(processes):
+        share = RankBatches(5, len(numerosity), batch, 1, rank, processes, begin, (epoch + 1) * per_epoch, numerosity)
+        found += [key.item for keys in share for key in keys]
+    return found
+
+
+def limit(most, numerosity):
+    cases, items = patients()
+    return limited(items, cases, ClipConfig(frames=1, max_numerosity=most, numerosity=numerosity)), cases, items
+
+
+def by_patient(found, cases, items) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for number in sorted(set(found)):
+        groups.setdefault(cases[items[number].case].group_id, []).append(number)
+    return groups
+
+
+def test_equispaced_clips_of_a_patient_are_the_same_in_every_epoch():
+    """Over all videos of the patient: floor(linspace); of 4 clips and 3 places the clips 0, 1 and 3."""
+    numerosity, cases, items = limit(3, "equispaced")
+    assert len(items) == 17
+    assert len(numerosity) == 8
+    a, b = (by_patient(range(17), cases, items)[name] for name in "ab")
+    for epoch in range(3):
+        found = by_patient(chosen(numerosity, epoch), cases, items)
+        assert found["a"] == [a[0], a[5], a[10]]
+        assert found["b"] == [b[0], b[1], b[3]]
+        assert len(found["c"]) == 2
+
+
+def test_random_clips_of_a_patient_are_drawn_anew_every_epoch():
+    """Any of them, the first too; never more than the limit, and none twice but to fill up the last batch."""
+    numerosity, cases, items = limit(3, "random")
+    seen_of_b: set[int] = set()
+    epochs = [by_patient(chosen(numerosity, epoch), cases, items) for epoch in range(40)]
+    for found in epochs:
+        assert {name: len(numbers) for name, numbers in found.items()} == {"a": 3, "b": 3, "c": 2}
+        seen_of_b |= set(found["b"])
+    assert len(seen_of_b) == 4
+    assert len({tuple(found["a"]) for found in epochs[:3]}) == 3
+    assert [numerosity.items(5, epoch).tolist() for epoch in range(3)] == [
+        numerosity.items(5, epoch).tolist() for epoch in range(3)
+    ]
+    assert numerosity.items(6, 0).tolist() != numerosity.items(5, 0).tolist()
+
+
+@pytest.mark.parametrize("kind", ["equispaced", "random"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_limited_clips_survive_two_resumes_and_any_number_of_processes(kind, processes):
+    """Three epochs in one go, or broken off within the first and the third: the same clips, in the same order."""
+    numerosity, *_ = limit(3, kind)
+    per_epoch = steps_per_epoch(len(numerosity), 2)
+
+    def keys(first, last) -> list[list[list[ClipKey]]]:
+        return [
+            list(RankBatches(5, len(numerosity), 2, 1, rank, processes, first, last, numerosity))
+            for rank in range(processes)
+        ]
+
+    whole = keys(0, 3 * per_epoch)
+    parts = [keys(0, 1), keys(1, 2 * per_epoch + 3), keys(2 * per_epoch + 3, 3 * per_epoch)]
+    assert [[keys for part in parts for keys in part[rank]] for rank in range(processes)] == whole
+    steps = zip(*whole, strict=True)
+    together = [[key for share in step for key in share] for step in steps]
+    assert together == list(RankBatches(5, len(numerosity), 2, 1, 0, 1, 0, 3 * per_epoch, numerosity))
+
+
+@pytest.mark.parametrize("most", [11, 100])
+def test_a_limit_that_no_patient_reaches_takes_every_clip(most):
+    for kind in ("equispaced", "random"):
+        numerosity, _, items = limit(most, kind)
+        assert sorted(numerosity.items(0, 3)) == list(range(len(items)))
+
+
+@given(st.integers(1, 12), st.integers(0, 2**40), st.integers(0, 500), st.sampled_from(["equispaced", "random"]))
+def test_no_patient_gets_more_clips_than_the_limit(most, seed, epoch, kind):
+    numerosity, cases, items = limit(most, kind)
+    found = numerosity.items(seed, epoch)
+    assert len(set(found)) == len(found) == len(numerosity)
+    assert all(len(numbers) <= most for numbers in by_patient(found, cases, items).values())

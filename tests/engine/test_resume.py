@@ -26,6 +26,9 @@ WORDS = (
     "model.dropout=0.2",
     "augment.horizontal_flip=0.5",
     "augment.noise=0.02",
+    "clip.sampling=all",
+    "clip.max_numerosity=2",
+    "clip.numerosity=random",
 )
 
 

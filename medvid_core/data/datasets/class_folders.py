@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medvid_core.data.clip import Case, Index
-from medvid_core.data.datasets import camus, cardiac_udc, echonet, videos, vos, vtus
+from medvid_core.data.datasets import buv, camus, cardiac_udc, echonet, ovarian, polyps, videos, vos, vtus
 from medvid_core.data.datasets.folders import list_files, list_folders, make_index, natural_key, require_folder
 from medvid_core.data.datasets.media import Media, clip_reader, list_clips, reader_by_name, require_one_kind, stem
 from medvid_core.data.readers.frames import SUFFIXES as IMAGES
@@ -28,7 +28,7 @@ from medvid_core.errors import DataError, did_you_mean
 from medvid_core.specs import OutputSpec
 
 LAYOUT = "<class>/<clip> or <class>/<group>/<clip>, two classes or more; a clip is a file or a folder of frames"
-_OTHERS = (camus, cardiac_udc, echonet, videos, vos, vtus)
+_OTHERS = (buv, camus, cardiac_udc, echonet, ovarian, polyps, videos, vos, vtus)
 _PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _THINGS = ["image", "img", "frame", "picture", "video", "clip", "mask", "label", "annotation", "segmentation", "gt"]
 _NO_CLASSES = (*_THINGS, *(f"{name}s" for name in _THINGS))

@@ -59,7 +59,7 @@ def index(root: Path | None, config: VOSConfig) -> Index:
     if not can_read(root):
         raise DataError(f"{root} has no folders JPEGImages and Annotations. Expected: {LAYOUT}.")
     frames = {folder.name: list_files(folder, SUFFIXES) for folder in list_folders(root / "JPEGImages")}
-    splits = _splits(root, list(frames))
+    splits = read_splits(root / "ImageSets", list(frames), root / "JPEGImages")
     masks: dict[str, tuple[str, ...]] = {}
     skipped: dict[str, str] = {}
     for name in frames:
@@ -98,16 +98,25 @@ def _case(name: str, frames: Sequence[Path], masks: tuple[str, ...], split: str 
     )
 
 
-def _splits(root: Path, cases: Sequence[str]) -> dict[str, str]:
-    """Read which case is in which split from the lists in ``ImageSets``, where there are any."""
+def read_splits(folder: Path, cases: Sequence[str], where: Path) -> dict[str, str]:
+    """Read which case is in which split from ``train.txt``, ``val.txt`` and ``test.txt``, where there are any.
+
+    Args:
+        folder: of the lists.
+        cases: that there are.
+        where: the folder of the cases, for error texts.
+
+    Raises:
+        DataError: a list names an unknown case, or one of another list.
+    """
     found: dict[str, str] = {}
     for split in _SPLITS:
-        path = root / "ImageSets" / f"{split}.txt"
+        path = folder / f"{split}.txt"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in filter(None, map(str.strip, lines)):
             if line not in cases:
                 raise DataError(
-                    f"{path} names the case {line!r}, which is not in {root / 'JPEGImages'}."
+                    f"{path} names the case {line!r}, which is not in {where}."
                     f"{did_you_mean(line, cases)} Correct the list, or add the case."
                 )
             if found.setdefault(line, split) != split:

@@ -235,7 +235,9 @@ def test_models_that_cannot_stream_say_so():
 def test_models_of_cropped_clips_cannot_stream(model):
     cropped = create_model("cnn-mamba", outputs=OUTPUTS, preset="tiny")
     cropped.medvid = replace(cropped.medvid, fan_crop="estimate")
-    with pytest.raises(ConfigError, match="trained on clips cropped to their sector, which is found by looking at whole"):
+    with pytest.raises(
+        ConfigError, match="trained on clips cropped to their sector, which is found by looking at whole"
+    ):
         Streamer(cropped, torch.device("cpu"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import json
 
 import pytest
 import torch
@@ -20,9 +21,32 @@ PHANTOM = (
     "evaluate.overlays=0",
     "dataset.patients=10",
     "dataset.videos_per_patient=[1,1]",
-    "dataset.frames=8",
-    "dataset.size=[48,64]",
+    "dataset.frames=32",
+    "dataset.size=[80,120]",
+    "dataset.assistants=0",
+    "preprocess.size=48",
 )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What is prepared here stays here, and is there for the next test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_the_original_is_not_normalised():
+    clip = create_model("two-stream", outputs=ASD, preset="original", width=2, blocks=(1, 1, 1, 1)).medvid.clip
+    assert (clip.mean, clip.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_both_streams_by_default_and_again_from_the_cache(tmp_path, capsys):
+    """With nothing but the model's name: the phantom is prepared without weights, once."""
+    for name in ("one", "two"):
+        main(["--model", "two-stream", "--out", str(tmp_path / name), *PHANTOM])
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["preprocess"]["computed"] == 0
+    one, two = ((tmp_path / name / "cases.csv").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
 def test_one_stream_from_training_to_a_model_file(tmp_path):

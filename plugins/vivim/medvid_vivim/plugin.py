@@ -65,6 +65,49 @@ _SMALL = {
 
 _FULL = {"model.variant": "mit_b3", "clip.frames": 5, "clip.size": (256, 256)}
 
+# as the original's code trains: 200 epochs of the recipe, colours drawn for every frame by itself
+_AS_RELEASED = {
+    **_FULL,
+    "augment.saturation": 1.0,
+    "augment.sharpness": 2.0,
+    "augment.colour_per_frame": True,
+    "metrics": (
+        *("threshold-mean-dice", "threshold-mean-jaccard", "threshold-mean-precision", "threshold-mean-recall"),
+        *("threshold-mean-specificity", "s-measure", "e-measure", "stretched-mae", "dice", "jaccard"),
+    ),
+}
+
+# as the paper says: its edge branch, shorter, smaller batches, and the measures of its tables
+_AS_IN_THE_PAPER = {
+    **_FULL,
+    "model.edge": True,
+    "model.edge_head": "paper",
+    "loss.edge": "paper",
+    "train.epochs": 100,
+    "train.batch_size": 4,
+    "metrics": (
+        *("dice", "jaccard", "precision", "recall", "threshold-max-dice", "threshold-max-specificity"),
+        *("threshold-max-jaccard", "s-measure", "e-measure", "stretched-mae"),
+    ),
+}
+
+# as the ovarian extension trains, but for what it means and does not do: see the docs
+_OVARIAN = {
+    **_FULL,
+    "model.mamba_drop_path": 0.2,
+    "model.mamba_drop_path_by": "stage",
+    "model.map_dropout": 0.15,
+    "model.decoder_dropout": 0.19,
+    "model.channel_dropout": 0.3,
+    "loss": "focal-tversky",
+    "optimizer.name": "adamw",
+    "optimizer.weight_decay": 1e-2,
+    "train.epochs": 100,
+    "train.batch_size": 3,
+    "clip.sampling": "all",
+    "augment.preset": "medium",
+}
+
 
 @hookimpl
 def medvid_models() -> list[ModelSpec]:
@@ -75,7 +118,14 @@ def medvid_models() -> list[ModelSpec]:
             tasks=("segmentation",),
             build="medvid_vivim.network:build",
             config="medvid_vivim.config:VivimConfig",
-            presets={"tiny": _TINY, "small": _SMALL, "full": _FULL},
+            presets={
+                "tiny": _TINY,
+                "small": _SMALL,
+                "full": _FULL,
+                "released": _AS_RELEASED,
+                "paper": _AS_IN_THE_PAPER,
+                "ovarian": _OVARIAN,
+            },
             clip=ClipSpec(frames=5, size=(256, 256)),
             recipe=_RECIPE,
             importers={

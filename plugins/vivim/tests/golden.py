@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medvid_core import create_loss
+from medvid_core import create_loss, create_metric
 from medvid_core.config import ClipConfig, OptimizerConfig, ScheduleConfig
 from medvid_core.data.clip import Case, Source
 from medvid_core.data.sampling import training_items, window
@@ -494,8 +494,7 @@ def metric_rows() -> Iterator[Row]:
 
     Left out is what the original defines otherwise than medvid: specificity where no pixel is negative (``full_gt``;
     it says 0, we 1); prediction and annotation both empty, of which it has no fixture (it says 0, we 1); its F-measure
-    (beta 1, and 1e-5 in the denominator; ours weighs with beta squared 0.3); its means over 256 thresholds; and its
-    S-measure, E-measure and mean absolute error, which first stretch each prediction to 0..1.
+    (beta 1, and 1e-5 in the denominator; ours weighs with beta squared 0.3). For the rest see `soft_metric_rows`.
     """
     data, values = read("metrics"), read_json("metrics")
     output = (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
@@ -508,6 +507,57 @@ def metric_rows() -> Iterator[Row]:
             if (case, metric.name) != ("full_gt", "specificity"):
                 wanted = torch.tensor([values[case]["at_0.5"][metric.name]], dtype=torch.float64)
                 yield compare(f"{case}: {metric.name}", metric(output).per_frame(frames)[metric.name], wanted, 1e-6)
+
+
+SOFT_MEASURES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "s-measure": lambda wanted: wanted["Smeasure"],
+    "e-measure": lambda wanted: wanted["Emeasure"]["meanEm"],
+    "e-measure-adaptive": lambda wanted: wanted["Emeasure"]["adpEm"],
+    "stretched-mae": lambda wanted: wanted["MAE"],
+    "weighted-f": lambda wanted: wanted["wFmeasure"],
+    **{
+        f"threshold-mean-{name}": lambda wanted, name=name: wanted["protocol256"][name]
+        for name in ("dice", "jaccard", "precision", "recall", "specificity")
+    },
+}
+"""Ours, and where the original's value stands."""
+
+UNDEFINED_IN_ONE = {
+    *((case, "threshold-mean-specificity") for case in ("full_gt",)),
+    *(("empty_gt", f"threshold-mean-{name}") for name in ("dice", "jaccard", "precision", "recall")),
+    ("empty_gt", "weighted-f"),
+}
+"""Where the original says 0 and we something else; see `soft_metric_rows`."""
+
+CURVES = {
+    "e-measure-max": "em_curve",
+    "threshold-max-dice": "medical.maxDice",
+    "threshold-max-jaccard": "medical.maxIoU",
+    "threshold-max-specificity": "medical.maxSpe",
+}
+
+
+def soft_metric_rows() -> Iterator[Row]:
+    """Means over 256 thresholds, S- and E-measure, weighted F, error of the stretched map, and curves over thresholds.
+
+    Left out is what is not defined alike where nothing, or everything, is annotated: means over thresholds where
+    prediction and annotation are both empty (the original says 0, we 1), specificity without negative pixels (0 and 1;
+    in its curves NaN), weighted F and the curves of overlaps without annotation (0 and undefined).
+    """
+    data, values = read("metrics"), read_json("metrics")
+    for case in METRIC_CASES:
+        mask = (data[f"{case}.gt"] > 0.5).long()[None]
+        frames = ScoredFrames(data[f"{case}.pred"][None, None], mask, torch.ones(1, dtype=torch.bool))
+        for name, wanted in SOFT_MEASURES.items():
+            if (case, name) not in UNDEFINED_IN_ONE:
+                value = torch.tensor([wanted(values[case])], dtype=torch.float64)
+                yield compare(f"{case}: {name}", create_metric(name, MASK).per_frame(frames)[name], value, 1e-6)
+        for name, curve in CURVES.items():
+            wanted_curve = data[f"{case}.{curve}"].flip(0) if name.startswith("threshold") else data[f"{case}.{curve}"]
+            if wanted_curve.isnan().any() or (case == "empty_gt" and name.startswith("threshold")):
+                continue
+            got = create_metric(name, MASK).per_frame(frames)[name][0]
+            yield compare(f"{case}: {name}", got, wanted_curve, 1e-6)
 
 
 def dense_windows(video: int, length: int) -> Tensor:
@@ -572,6 +622,7 @@ FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "edge maps": edge_rows,
     "edge terms": joint_loss_rows,
     "metrics at 0.5": metric_rows,
+    "measures of soft maps, and at many thresholds": soft_metric_rows,
     "dense windows": window_rows,
     "learning rate": schedule_rows,
 }

@@ -8,7 +8,9 @@ import warnings
 
 import pytest
 
+from medvid_core.config import compose
 from medvid_core.errors import ConfigError
+from medvid_core.plugins import registry
 from medvid_vivim.config import VARIANTS, VivimConfig, from_upstream
 
 
@@ -17,7 +19,30 @@ def test_defaults_are_the_original_s():
     assert (config.stage_depths, config.stage_widths) == ((3, 4, 18, 3), (64, 128, 320, 512))
     assert (config.fused_width, config.encoder_drop_path, config.decoder_dropout) == (768, 0.1, 0.1)
     assert config.mamba_depths == (2, 2, 2, 2)
-    assert config.mamba_drop_path == 0
+    assert (config.mamba_drop_path, config.map_dropout, config.channel_dropout) == (0, 0, 0)
+    assert not config.edge
+
+
+@pytest.mark.parametrize("preset", ["released", "paper", "ovarian"])
+def test_presets_of_the_publications(preset):
+    composed = compose(registry(), "vivim", overrides=[f"preset={preset}"])
+    config = composed.config
+    assert (config.model.config, config.clip.frames, config.clip.size) == (
+        {
+            "released": VivimConfig(),
+            "paper": VivimConfig(edge=True, edge_head="paper"),
+            "ovarian": VivimConfig(
+                mamba_drop_path=0.2,
+                mamba_drop_path_by="stage",
+                map_dropout=0.15,
+                decoder_dropout=0.19,
+                channel_dropout=0.3,
+            ),
+        }[preset],
+        5,
+        (256, 256),
+    )
+    assert (config.optimizer.lr, config.schedule.final_lr, config.schedule.unit) == (1e-4, 1e-6, "epoch")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -36,6 +61,9 @@ def test_variants(variant):
         ({"heads": ()}, "model.heads=() must hold 4 numbers of at least 1, one a stage."),
         ({"heads": (3, 2, 5, 8)}, "model.heads=(3, 2, 5, 8) must divide model.widths=(64, 128, 320, 512)"),
         ({"frames": 0}, "model.frames=0 must be at least 1."),
+        ({"edge_head": "none"}, "model.edge_head='none' must be released or paper."),
+        ({"mamba_drop_path_by": "block"}, "model.mamba_drop_path_by='block' must be layer or stage."),
+        ({"map_dropout": -0.1}, "model.map_dropout=-0.1 must be a probability from 0 to below 1."),
         ({"decoder_dropout": 1.0}, "model.decoder_dropout=1.0 must be a probability from 0 to below 1."),
     ],
 )

@@ -19,9 +19,9 @@ from medvid_vivim.losses import build_structure
 MASK = (OutputSpec(name="mask", task="segmentation", classes=("lesion",)),)
 
 
-def loss_for(classes, frames="all"):
+def loss_for(classes, frames="all", form="released"):
     output = OutputSpec(name="mask", task="segmentation", classes=tuple(f"class {k}" for k in range(classes)))
-    return build_structure(StructureLossConfig(frames=frames), (output,))
+    return build_structure(StructureLossConfig(frames=frames, form=form), (output,))
 
 
 def value(loss, logits, batch):
@@ -64,6 +64,48 @@ def test_several_classes_are_one_against_rest_on_softmax_probabilities():
         mask = (batch["mask"] == k).float().flatten(0, 1)[:, None]
         wanted += published(probabilities[:, :, k : k + 1].logit().flatten(0, 1), mask) / 3
     torch.testing.assert_close(value(loss_for(4), logits, batch), wanted, rtol=1e-5, atol=1e-5)
+
+
+def weighted(logits, mask, smooth):
+    """The formula as the paper it comes from has it, the cross-entropy weighted too; of every channel [M,F,H,W]."""
+    w = 1 + 5 * (F.avg_pool2d(mask, 31, 1, 15) - mask).abs()
+    p = logits.sigmoid()
+    inter, union = (w * p * mask).sum((2, 3)), (w * (p + mask)).sum((2, 3))
+    bce = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    iou = 1 - (inter + smooth) / (union - inter + smooth)
+    return ((bce * w).sum((2, 3)) / w.sum((2, 3)) + iou).mean()
+
+
+def test_other_forms_are_their_formulas():
+    logits, batch = example(2, 3, 1, size=40)
+    mask = batch["mask"].flatten(0, 1)[:, None].float()
+    got = value(loss_for(1, form="intended"), logits, batch)
+    torch.testing.assert_close(got, weighted(logits.flatten(0, 1), mask, 1))
+    logits, batch = example(2, 2, 3)
+    mask = F.one_hot(batch["mask"].flatten(0, 1), 3).movedim(-1, 1).float()
+    got = value(loss_for(3, form="ovarian"), logits, batch)
+    torch.testing.assert_close(got, weighted(logits.flatten(0, 1), mask, 1e-6))
+
+
+@pytest.mark.parametrize("form", ["released", "intended", "ovarian"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_each_form_counts_what_is_annotated_alone(form, classes):
+    """Halves of a batch add up to the whole; unlabelled pixels and frames have no gradient."""
+    logits, batch = example(2, 3, classes)
+    batch["mask"][:, :, :3] = 255
+    batch["mask_labelled"][0, 1] = False
+    loss = loss_for(classes, form=form)
+    logits.requires_grad_()
+    sums = loss({"mask": logits}, batch)
+    (grad,) = torch.autograd.grad(sum(sums.values()), logits)
+    assert not grad[:, :, :, :3].any()
+    assert not grad[0, 1].any()
+    assert grad[1, 1].any()
+    halves = [{name: x[n : n + 1] for name, x in batch.items()} for n in range(2)]
+    for name, total in sums.items():
+        parts = [loss({"mask": logits[n : n + 1]}, half)[name] for n, half in enumerate(halves)]
+        torch.testing.assert_close(total, sum(parts))
+        assert loss.counts(batch)[name] == sum(loss.counts(half)[name] for half in halves)
 
 
 @pytest.mark.parametrize(("frames", "centre"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)])

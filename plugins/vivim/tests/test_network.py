@@ -98,9 +98,20 @@ def test_drop_path_rises_over_all_stages():
     assert drop_path_rates(0.1, 1) == [0.0]
 
 
-@pytest.mark.parametrize("name", ["encoder_drop_path", "mamba_drop_path", "decoder_dropout"])
+def test_drop_path_by_stage_is_the_ovarian_extension_s():
+    """0.2 over eight layers: both layers of stage i have the rate of layer i."""
+    model = vivim(mamba_depths=(2, 2, 2, 2), mamba_drop_path=0.2, mamba_drop_path_by="stage")
+    mamba = [[layer[0].drop_path.probability for layer in stage] for stage in model.encoder.stages]
+    assert [rate for rate, _ in mamba] == [rate for _, rate in mamba]
+    assert [rate for rate, _ in mamba] == pytest.approx([0, 0.2 / 7, 0.4 / 7, 0.6 / 7])
+
+
+DROPOUTS = ("encoder_drop_path", "mamba_drop_path", "map_dropout", "decoder_dropout", "channel_dropout")
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
 def test_each_dropout_makes_training_random_and_evaluation_not(name):
-    off = {"encoder_drop_path": 0.0, "mamba_drop_path": 0.0, "decoder_dropout": 0.0}
+    off = dict.fromkeys(DROPOUTS, 0.0)
     batch = {"video": torch.randn(1, 4, 3, 32, 32)}
     for config, random in (({**off, name: 0.5}, True), (off, False)):
         model = vivim(**config)
@@ -109,6 +120,32 @@ def test_each_dropout_makes_training_random_and_evaluation_not(name):
         assert any(not torch.equal(seen[0], other) for other in seen[1:]) is random
         model.eval()
         assert torch.equal(model(batch)["mask"], model(batch)["mask"])
+
+
+def test_maps_are_dropped_by_a_coin_each():
+    """Scaled by 1 / (1 - p) where the coin fell so; with none dropped, the maps are fused to what they always are."""
+    decoder = vivim(map_dropout=0.5).train().decoder
+    stages = [torch.rand(2, width, 8 // 2**n, 8 // 2**n) + 1 for n, width in enumerate((4, 4, 8, 8))]
+    seen: list[torch.Tensor] = []
+    decoder.linear_fuse.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    torch.manual_seed(0)
+    for _ in range(32):
+        decoder(stages)
+    whole = [not (maps == 0).any() for x in seen for maps in x.chunk(4, 1)]
+    assert 40 < sum(whole) < 88  # half of 128
+    assert any(len(set(whole[4 * n : 4 * n + 4])) == 2 for n in range(32))
+    decoder.map_dropout = 0.0
+    torch.testing.assert_close(decoder._with_dropped_maps(stages), decoder._fused_first(stages))
+    dropped = [maps for x in seen for maps in x.chunk(4, 1) if (maps == 0).any()]
+    assert sum(float((maps == 0).float().mean()) for maps in dropped) / len(dropped) == pytest.approx(0.5, abs=0.05)
+
+
+def test_whole_channels_are_dropped():
+    model = vivim(channel_dropout=0.5, decoder_dropout=0.0).train()
+    features = model.decoder([torch.rand(4, width, 8, 8) for width in (4, 4, 8, 8)])
+    dropped = (features == 0).flatten(2).all(2)
+    assert dropped.any()
+    assert not dropped.all()
 
 
 def test_drop_path_keeps_the_mean():

@@ -31,9 +31,8 @@ def test_fixture(fixture):
     own, they are within 1e-4; that input gradient is then fitted, the parameters' norms are not.
 
     The metrics are compared where the original and medvid define them alike: not specificity where no pixel is
-    negative (0 in the original, 1 here), prediction and annotation both empty (0 there, 1 here; no fixture), the
-    F-measure (beta 1 there, beta squared 0.3 here), its means over 256 thresholds, or its S-measure, E-measure and mean
-    absolute error of stretched predictions.
+    negative (0 in the original, 1 here), prediction and annotation both empty (0 there; 1, or undefined, here), or the
+    F-measure (beta 1 there, beta squared 0.3 here).
     """
     rows = list(golden.FIXTURES[fixture]())
     assert rows

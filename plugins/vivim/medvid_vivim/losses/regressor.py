@@ -70,8 +70,9 @@ class Regressor:
             for layer in (0, 2, 4):
                 weight, bias = (self._at(f"fc.{layer}.{kind}", x) for kind in ("weight", "bias"))
                 x = F.linear(x if layer == 0 else x.relu(), weight, bias)
-            lengths: Tensor = x.norm(dim=1).view(len(predicted), -1)
-        return lengths.mean(1)
+            lengths = x.norm(dim=1)
+        mean: Tensor = lengths.view(len(predicted), GRID[0] * GRID[1] * predicted.shape[1]).mean(1)
+        return mean
 
     def _at(self, name: str, like: Tensor) -> Tensor:
         """A weight, moved once to where it is used."""
