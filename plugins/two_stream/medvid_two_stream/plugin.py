@@ -32,7 +32,7 @@ _EMBEDDED: Settings = {
     "preprocess.person": "background",
     "preprocess.mask": "background",
     "preprocess.flow": "dis",
-    "preprocess.size": 128,
+    "preprocess.size": 96,
 }
 """The phantom's camera stands still, and nothing has to be downloaded."""
 
@@ -45,15 +45,15 @@ _TINY: Settings = {
 
 _SMALL: Settings = {
     "clip.frames": 16,
-    "clip.size": (96, 96),
+    "clip.size": (64, 64),
     "optimizer.lr": 1e-3,
-    "train.epochs": 12,
+    "train.epochs": 20,
     "train.batch_size": 8,
-    "train.evaluate_every": 3,
+    "train.evaluate_every": 4,
 }
 
 _TINY_TRUNK: Settings = {"model.width": 8, "model.blocks": (1, 1, 1, 1), "model.dropout": 0.0}
-_SMALL_TRUNK: Settings = {"model.width": 16, "model.blocks": (1, 1, 1, 1)}
+_SMALL_TRUNK: Settings = {"model.width": 8, "model.blocks": (1, 1, 1, 1)}
 
 _SLOW_PRESETS = {"tiny": {**_TINY, **_TINY_TRUNK}, "small": {**_SMALL, **_SMALL_TRUNK}, "full": {}}
 
