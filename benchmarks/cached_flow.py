@@ -2,8 +2,8 @@
 
 Run from the repository: ``python benchmarks/cached_flow.py > benchmarks/results/cached_flow.md``. The network is the
 paper's: slow-R50 twice, 17 frames of 224 x 224 pixels, one clip a step; flow is torchvision's RAFT (large, 12 updates),
-as the original recomputes it in every step although its frames never change. Weights are random: time does not depend on
-them.
+as the original recomputes it in every step although its frames never change. Weights are random: time does not depend
+on them.
 """
 
 from __future__ import annotations

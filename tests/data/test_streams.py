@@ -73,7 +73,9 @@ def test_turned_flow_is_the_flow_of_turned_frames(drawn, degrees, scale, by):
     )  # fmt: skip
     inside = (covered.as_subclass(torch.Tensor) > 0.999).expand(-1, 2, -1, -1)
     assert inside.any()
-    torch.testing.assert_close(found.as_subclass(torch.Tensor)[inside], expected[inside], atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        found.as_subclass(torch.Tensor)[inside], expected[inside], atol=1e-2, rtol=0
+    )  # pixels; a filter of few taps has its own rounding
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,7 +86,9 @@ def test_resized_flow_is_the_flow_of_resized_frames(drawn, size):
     scale = np.diag([size[1] / SIZE[1], size[0] / SIZE[0]])
     expected = field(scale @ matrix @ np.linalg.inv(scale), scale @ shift, size)
     border = (slice(None), slice(None), slice(4, -4), slice(4, -4))
-    torch.testing.assert_close(found[border], expected[border], atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        found[border], expected[border], atol=1e-2, rtol=0
+    )  # pixels; a filter of few taps has its own rounding
 
 
 def read(source: Source, frames) -> np.ndarray:

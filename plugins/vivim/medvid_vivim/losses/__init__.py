@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from medvid_core.losses import Loss
-from medvid_core.losses.segmentation import segmentation_output
+from medvid_core.losses import Loss, segmentation_output
 from medvid_core.specs import OutputSpec
 from medvid_vivim.config import StructureLossConfig
 from medvid_vivim.losses.joint import PaperEdgeLoss, ReleasedEdgeLoss
