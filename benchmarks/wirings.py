@@ -9,8 +9,10 @@ again to go on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -77,7 +79,8 @@ def by_vendor(runs: Sequence[Path], cases: int) -> Scores:
     for run in runs:
         out = run / "by-vendor"
         if not (out / "by_vendor.csv").is_file():
-            evaluate(run, "echo-phantom", "all", out, words, by=["vendor"])
+            with contextlib.redirect_stdout(sys.stderr):  # what it prints is no part of the result
+                evaluate(run, "echo-phantom", "all", out, words, by=["vendor"])
         with open(out / "by_vendor.csv", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 for measure in MEASURES:
