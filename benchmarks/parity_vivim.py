@@ -26,9 +26,9 @@ NOTES = (
     "fixture's input gradient (`gradients_with_relu_decisions` in `plugins/vivim/tests/golden.py`). So the input "
     "gradient of this row is fitted and is no independent evidence; the norms of the 871 parameter gradients are not "
     "fitted.",
-    "Metrics: Dice, Jaccard, precision, recall, specificity and pixel counts, thresholded at 0.5, and the measures over "
-    "thresholds and of structure, where both define them alike. Not compared: specificity where no pixel is negative (0 "
-    "in the original, 1 here); prediction and annotation both empty (0 there, 1 here).",
+    "Metrics: Dice, Jaccard, precision, recall, specificity and pixel counts, thresholded at 0.5, and the measures "
+    "over thresholds and of structure, where both define them alike. Not compared: specificity where no pixel is "
+    "negative (0 in the original, 1 here); prediction and annotation both empty (0 there, 1 here).",
 )
 
 
