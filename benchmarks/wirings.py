@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import re
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,7 @@ VARIANTS = {
     "paper": ("medivista-sam",),
     "paper, no cross-frame": ("medivista-sam", "model.cross_frame=false"),
     "paper, no temporal": ("medivista-sam", "model.temporal=false", "model.cross_frame=false"),
-    "paper, no SAM positions": ("medivista-sam", "model.sam_positions=false"),
+    "paper, SAM positions": ("medivista-sam", "model.sam_positions=true"),
     "released": ("medivista-sam", "model.wiring=released"),
     "fusion": ("medivista-sam", "model.wiring=fusion"),
     "unet": ("unet",),
@@ -125,6 +126,8 @@ def main(words: Sequence[str] | None = None) -> None:
         scores = {variant: by_vendor(found, cases) for variant, found in runs.items()}
         compare([run for found in runs.values() for run in found], out / "comparison", say=say)
         compared = (out / "comparison" / "comparison.md").read_text("utf-8")
+        for variant, found in runs.items():  # runs of one model are told apart by their folders there
+            compared = re.sub(rf"[\w-]+ \(seed0\) \({re.escape(str(found[0]))}\)", variant, compared)
     for measure in MEASURES:
         print(f"## {measure} on new patients, trained on {TRAINED_ON}\n")
         rows = [

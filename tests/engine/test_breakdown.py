@@ -65,9 +65,12 @@ def test_a_model_of_one_vendor_on_those_of_all(medvid, aster_run, tmp_path, caps
         assert wanted in page
 
 
+WRITTEN = {"cases.csv", "summary.json", "evaluation.html", "pixels.csv", "confusion.csv", "confusion_normalised.csv"}
+
+
 def test_without_a_column_there_is_a_page_and_no_table(medvid, aster_run, tmp_path):
     medvid("evaluate", aster_run, "--out", tmp_path / "e")
-    assert {path.name for path in (tmp_path / "e").iterdir()} == {"cases.csv", "summary.json", "evaluation.html"}
+    assert {path.name for path in (tmp_path / "e").iterdir()} == WRITTEN
     for page in (tmp_path / "e" / "evaluation.html", aster_run / "report.html"):
         assert "<h2>Metrics</h2>" in page.read_text()
         for number in ("EF", "EDV", "ESV"):

@@ -66,7 +66,7 @@ class MediViSTAConfig:
         adapter: a bottleneck beside each block's feed-forward layer (``paper`` only).
         mlp_residual: a skip connection around the feed-forward layer; figure and code have none (``paper`` only).
         sam_positions: keep SAM's patch embedding, positions and windows, beside the convolutional stem (``paper``
-            only).
+            only). Trained from nothing, networks without are no worse (benchmarks/results/wirings.md).
         up_path: from tokens back to pixels: ``mhca``, attention that joins the stem's features, or ``sam``, transposed
             convolutions (``paper`` only; ``released`` has the first, ``fusion`` the second).
         cross_branch: attention of the global blocks to a convolutional branch that sees the frame's wavelet detail
@@ -85,7 +85,7 @@ class MediViSTAConfig:
     cross_frame: bool = True
     adapter: bool = True
     mlp_residual: bool = False
-    sam_positions: bool = True
+    sam_positions: bool = False
     up_path: str = "mhca"
     cross_branch: bool = True
     low_rank: int = 32

@@ -10,7 +10,6 @@ import sys
 import types
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -57,7 +56,8 @@ WIRING = pytest.mark.parametrize("wiring", ["released", "paper", "fusion"])
 def medivista(wiring="paper", classes=4, variant="tiny", **config):
     names = tuple(f"class {k}" for k in range(classes))
     outputs = (OutputSpec(name="mask", task="segmentation", classes=names),)
-    return build(MediViSTAConfig(wiring=wiring, variant=variant, **config), outputs)
+    settings = {"sam_positions": True, **config} if wiring == "paper" else config  # all of SAM alive
+    return build(MediViSTAConfig(wiring=wiring, variant=variant, **settings), outputs)
 
 
 def table(name):
@@ -267,7 +267,9 @@ def transformers_network():
     # which imports torchaudio wherever it is there, be it of another CUDA version and unusable
     audio = types.ModuleType("torchaudio")
     audio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
-    with mock.patch.dict(sys.modules, {"torchaudio": audio}):
+    # not mock.patch.dict, which would forget every module that is imported meanwhile, and have it made a second time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchaudio", audio)
         library = importlib.import_module("transformers.models.sam.modeling_sam")
         config = importlib.import_module("transformers.models.sam.configuration_sam")
     torch.manual_seed(3)

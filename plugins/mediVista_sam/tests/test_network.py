@@ -34,7 +34,8 @@ def output(classes=3, task="segmentation"):
 def medivista(wiring="paper", classes=3, **config):
     """A tiny network in which nothing is silent, as much of a new one is, in evaluation mode."""
     torch.manual_seed(0)
-    model = build(MediViSTAConfig(wiring=wiring, variant="tiny", **config), output(classes))
+    settings = {"sam_positions": True, **config} if wiring == "paper" else config  # all of SAM alive
+    model = build(MediViSTAConfig(wiring=wiring, variant="tiny", **settings), output(classes))
     for name, x in model.named_parameters():
         if not x.any() and not name.endswith("bias"):
             nn.init.normal_(x, std=0.1)

@@ -28,7 +28,8 @@ def medivista(classes=3, wiring="paper", **config):
     torch.manual_seed(0)
     names = tuple(f"class {k}" for k in range(classes))
     outputs = (OutputSpec(name="mask", task="segmentation", classes=names),)
-    return build(MediViSTAConfig(wiring=wiring, variant="tiny", **config), outputs).eval()
+    settings = {"sam_positions": True, **config} if wiring == "paper" else config  # all of SAM alive
+    return build(MediViSTAConfig(wiring=wiring, variant="tiny", **settings), outputs).eval()
 
 
 def clips(clips=1, frames=4, size=(32, 48), seed=1):
