@@ -268,6 +268,7 @@ def chance(cases, sigmas=2.6):
     return 0.5 - sigmas * 0.5 / np.sqrt(cases), 0.5 + sigmas * 0.5 / np.sqrt(cases)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [slice(None), slice(14, 46, 2)], ids=["video", "clip"])
 def test_the_dynamic_cue_is_in_the_order_of_the_frames_and_not_in_the_frames(frames):
     made = walks(400, cue="dynamic", videos_per_patient=(1, 1))
@@ -301,6 +302,7 @@ def test_with_the_dynamic_cue_alone_all_that_a_frame_shows_is_drawn_alike():
         assert np.diff(walk.patient.phase).min() > 0  # nobody steps back
 
 
+@pytest.mark.slow
 def test_with_the_static_cue_alone_only_the_lean_differs():
     made = walks(400, cue="static", videos_per_patient=(1, 1))
     low, high = chance(len(made))

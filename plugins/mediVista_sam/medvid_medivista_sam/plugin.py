@@ -161,6 +161,9 @@ def medvid_models() -> list[ModelSpec]:
                 "*.pred_obj_score_head.*",
                 "net.no_memory_embedding",
                 "net.no_memory_positional_encoding",
+                # of masks that are given; the recipe points with boxes
+                "net.mask_downsample.*",
+                "net.prompt_encoder.mask_embed.*",
             ),
             prompts=True,
             card=Card(

@@ -270,6 +270,7 @@ def test_prompts_work_with_checkpointing():
             torch.testing.assert_close(other.grad, x.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_prompts_can_be_learnt():
     """Two equal squares; the prompt says which of them is meant, and nothing else does."""
     model = medivista(1, "fusion", temporal=False, cross_branch=False, low_rank=0, prompt_rate=1.0)

@@ -21,7 +21,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("fixture", list(golden.FIXTURES))
+SLOW = ("edge terms",)  # a regressor of 100 M weights
+
+
+@pytest.mark.parametrize(
+    "fixture", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in golden.FIXTURES]
+)
 def test_fixture(fixture):
     """All rows are within tolerance, except the full network's gradients as they are.
 
