@@ -159,7 +159,6 @@ def medvid_models() -> list[ModelSpec]:
             unused_parameters=(
                 "*.iou_prediction_head.*",
                 "*.pred_obj_score_head.*",
-                "net.no_memory_embedding",
                 "net.no_memory_positional_encoding",
                 # of masks that are given; the recipe points with boxes
                 "net.mask_downsample.*",
