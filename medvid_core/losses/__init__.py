@@ -1,6 +1,5 @@
 """Losses that any model may use."""
 
-from medvid_core.losses.base import ChecksTraining, Loss
-from medvid_core.losses.segmentation import segmentation_output
+from medvid_core.losses.base import ChecksTraining, Loss, segmentation_output
 
 __all__ = ["ChecksTraining", "Loss", "segmentation_output"]

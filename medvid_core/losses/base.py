@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from medvid_core.errors import ConfigError
+from medvid_core.specs import OutputSpec
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -46,3 +49,15 @@ class ChecksTraining(Protocol):
             DataError: the cases hold nothing to learn from.
         """
         ...
+
+
+def segmentation_output(outputs: tuple[OutputSpec, ...]) -> OutputSpec:
+    """Return the one segmentation output.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    found = [output for output in outputs if output.task == "segmentation"]
+    if len(found) != 1:
+        raise ConfigError(f"This loss needs one segmentation output; the data set has {len(found)}.")
+    return found[0]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from medvid_core.data.clip import UNLABELLED, Batch
 from medvid_core.errors import ConfigError
+from medvid_core.losses.base import segmentation_output
 from medvid_core.losses.config import BoundaryCEConfig, FocalConfig, FocalTverskyConfig, TverskyConfig
-from medvid_core.losses.segmentation import at_least_float32, segmentation_output
+from medvid_core.losses.segmentation import at_least_float32
 from medvid_core.specs import OutputSpec
 
 _FOCAL_EPS = 1e-6

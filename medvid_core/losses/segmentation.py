@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medvid_core.data.clip import UNLABELLED, Batch
 from medvid_core.errors import ConfigError
+from medvid_core.losses.base import segmentation_output
 from medvid_core.losses.config import CrossEntropyConfig, DiceCEConfig, DiceConfig
 from medvid_core.specs import OutputSpec
 
@@ -116,18 +117,6 @@ class Weighted:
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sums of every part."""
         return {name: weight * total for weight, loss in self.terms for name, total in loss(outputs, batch).items()}
-
-
-def segmentation_output(outputs: tuple[OutputSpec, ...]) -> OutputSpec:
-    """Return the one segmentation output.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    found = [output for output in outputs if output.task == "segmentation"]
-    if len(found) != 1:
-        raise ConfigError(f"This loss needs one segmentation output; the data set has {len(found)}.")
-    return found[0]
 
 
 def build_cross_entropy(config: CrossEntropyConfig, outputs: tuple[OutputSpec, ...]) -> CrossEntropy:

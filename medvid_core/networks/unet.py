@@ -6,7 +6,7 @@ from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from medvid_core.data.clip import Batch
-from medvid_core.losses.segmentation import segmentation_output
+from medvid_core.losses.base import segmentation_output
 from medvid_core.networks.config import UNetConfig
 from medvid_core.specs import OutputSpec
 
