@@ -1,25 +1,25 @@
 """Fixtures computed by the original code, and how far this code is from them.
 
-Each fixture yields rows ``(what, got, wanted, tolerance)``; the tests assert them. The folder lies beside the
-repository; where it is absent nothing can be compared.
+The tests assert the rows, and as a script this prints their table, from the repository:
+``python plugins/mediVista_sam/tests/golden.py > benchmarks/results/parity_medivista_sam.md``. The fixtures' folder lies
+beside the repository; where it is absent nothing can be compared.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from timm.models.vision_transformer_sam import get_rel_pos
 from torch import Tensor, nn
 
 from medvid_core.specs import OutputSpec
+from medvid_core.testing.parity import Fixtures, Row, compare, part, print_table, read_tensors, read_values, relative
 from medvid_medivista_sam.config import MediViSTAConfig, Variant
 from medvid_medivista_sam.importer import FIRST_VERSION, SECOND_VERSION, _fitted, _renamed, import_meta, import_v1
 from medvid_medivista_sam.network import MediViSTA, build
@@ -40,33 +40,7 @@ GRADIENT = 1e-4
 
 FOUR = (OutputSpec(name="mask", task="segmentation", classes=("background", "cavity", "wall", "atrium")),)
 
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison: an absolute error, and what it is of the tolerance, which may grow with the wanted value."""
-
-    what: str
-    absolute: float
-    share: float
-
-    @property
-    def holds(self) -> bool:
-        return self.share <= 1
-
-
-def compare(what: str, got: Tensor, wanted: Tensor, atol: float, rtol: float = 0.0) -> Row:
-    assert got.shape == wanted.shape, f"{what}: {tuple(got.shape)} is not {tuple(wanted.shape)}"
-    difference = (got.detach().double() - wanted.double()).abs()
-    if not difference.numel():
-        return Row(what, 0.0, 0.0)
-    return Row(what, difference.max().item(), (difference / (atol + rtol * wanted.double().abs())).max().item())
-
-
-def relative(what: str, got: Tensor, wanted: Tensor, tolerance: float = GRADIENT) -> Row:
-    """The L2 norm of the difference, of that of the wanted tensor."""
-    assert got.shape == wanted.shape, f"{what}: {tuple(got.shape)} is not {tuple(wanted.shape)}"
-    error = ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
-    return Row(what, error, error / tolerance)
+read_json = partial(read_values, FOLDER)
 
 
 @dataclass(frozen=True)
@@ -83,27 +57,14 @@ class Fixture:
 
 
 def read(name: str) -> Fixture:
-    tensors = load_file(FOLDER / f"{name}.safetensors")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in part("w.").items()}
-    return Fixture(weights, part("in."), part("out."), read_json(name))
-
-
-def read_json(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
-    return loaded
+    tensors = read_tensors(FOLDER, name)
+    weights = {key: x.float() if x.is_floating_point() else x for key, x in part(tensors, "w.").items()}
+    return Fixture(weights, part(tensors, "in."), part(tensors, "out."), read_json(name))
 
 
 def renamed(weights: Mapping[str, Tensor], rules: Any, prefix: str = "") -> dict[str, Tensor]:
     """Weights of a part under our names; `prefix` is where it lies in the whole, in the original."""
     return {_renamed(prefix + key, rules): value for key, value in weights.items()}
-
-
-def inside(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 # the first version -------------------------------------------------------------------------------------------------
@@ -152,12 +113,12 @@ def full_rows() -> Iterator[Row]:
     parameters = {name: x for name, x in model.named_parameters() if x.grad is not None}
     for name, gradient in data.outputs.items():
         if name.startswith("evalgrad.") and "loss" not in name:
-            yield relative(name, parameters[ours(name.removeprefix("evalgrad."))].grad, gradient)
+            yield relative(name, parameters[ours(name.removeprefix("evalgrad."))].grad, gradient, GRADIENT)
     norms = {ours(name): norm for name, norm in data.about["grad_norms"].items() if norm is not None}
     assert set(norms) == set(parameters)
     for name, norm in norms.items():
         if norm > 1e-6:  # the key biases shift all scores of a query alike: their gradient is rounding noise
-            yield relative(f"grad norm {name}", parameters[name].grad.norm(), torch.tensor(norm))
+            yield relative(f"grad norm {name}", parameters[name].grad.norm(), norm, GRADIENT)
 
 
 def ours(name: str) -> str:
@@ -252,7 +213,7 @@ def block_rows() -> Iterator[Row]:
     """The block by itself, with layer norms that small inputs tell apart, and the intended cross-frame attention."""
     data = read("medivista_block_4x4")
     block = SpatioTemporalBlock(32, 4, cross_frame=True)
-    weights = inside(renamed(data.weights, FIRST_VERSION, "image_encoder.blocks.0."), "image_encoder.blocks.0.")
+    weights = part(renamed(data.weights, FIRST_VERSION, "image_encoder.blocks.0."), "image_encoder.blocks.0.")
     missing, unexpected = block.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["cross_norm.weight", "cross_norm.bias"], [])
     cross, block.cross_frame = block.cross_attn, False
@@ -320,9 +281,7 @@ def up_rows() -> Iterator[Row]:
     """A level of the way up, on a grid that is not square."""
     data = read("medivista_transformer_up")
     level = UpLevel(16)
-    renamed_weights = inside(
-        renamed(data.weights, FIRST_VERSION, "mask_decoder.up0."), "mask_decoder.up_path.levels.0."
-    )
+    renamed_weights = part(renamed(data.weights, FIRST_VERSION, "mask_decoder.up0."), "mask_decoder.up_path.levels.0.")
     level.load_state_dict({key: value for key, value in renamed_weights.items() if "inv_freq" not in key})
     y, s = data.inputs["Y"], data.inputs["S"]
     yield data.row("ype", sinusoidal(y).expand_as(y))
@@ -363,14 +322,14 @@ def sam() -> MediViSTA:
     model, weights = new_sam(), read("meta_sam_tiny").weights
     import_meta(weights, model)
     # whose masks the importer leaves out, as they are not classes
-    decoder = inside(weights, "mask_decoder.")
+    decoder = part(weights, "mask_decoder.")
     model.mask_decoder.load_state_dict({k: v for k, v in decoder.items() if not k.startswith("iou_prediction_head")})
     return model.eval()
 
 
 def quality(weights: Mapping[str, Tensor], dim: int) -> MLP:
     """SAM's estimate of its masks' quality, which our decoder does not have; it is read off the first token."""
-    weights = inside(weights, "iou_prediction_head.")
+    weights = part(weights, "iou_prediction_head.")
     head = MLP(dim, weights["layers.0.weight"].shape[0], weights["layers.2.weight"].shape[0], 3)
     head.load_state_dict(weights)
     return head
@@ -404,7 +363,7 @@ def sam_rows() -> Iterator[Row]:
         "point_mask": (prompts.sparse(size, inputs["points2"], inputs["labels2"]), prompts.dense(grid, mask)),
         "none": (prompts.sparse(size), prompts.dense(grid)),
     }
-    head = quality(inside(data.weights, "mask_decoder."), 32)
+    head = quality(part(data.weights, "mask_decoder."), 32)
 
     def decoded(embedding: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         decoder, several = model.mask_decoder, embedding.expand(len(sparse), -1, -1, -1)
@@ -460,7 +419,7 @@ def branch_block_rows() -> Iterator[Row]:
     data = read("v2_parablock_global")
     block = FusionBlock(32, 4, window=0, grid=6, temporal=True, cross=True)
     weights = renamed(data.weights, SECOND_VERSION, "image_encoder.blocks.0.")
-    block.load_state_dict(inside(weights, "image_encoder.blocks.0."))
+    block.load_state_dict(part(weights, "image_encoder.blocks.0."))
     block.temporal = None  # the fixture's pass does not call it
     block.norm1.eps = block.norm2.eps = 1e-5
     x = data.inputs["x"]
@@ -473,7 +432,7 @@ def branch_rows() -> Iterator[Row]:
     """The convolutional branch, from an image on."""
     data = read("v2_cnn_branch")
     branch = WaveletBranch(32)
-    weights = inside(renamed(data.weights, SECOND_VERSION, "image_encoder."), "image_encoder.branch.")
+    weights = part(renamed(data.weights, SECOND_VERSION, "image_encoder."), "image_encoder.branch.")
     missing, unexpected = branch.load_state_dict(weights, strict=False)
     assert (sorted(missing), unexpected) == (["detail.gate.bias", "detail.gate.weight"], [])
     branch.eval()
@@ -496,7 +455,7 @@ def second_decoder_rows() -> Iterator[Row]:
     yield data.row("iou", head(decoder.attend(*inputs)[0][:, 0]))
 
 
-FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
+FIXTURES: Fixtures = {
     "medivista_tiny_full": full_rows,
     "medivista_tiny_full, training": train_rows,
     "medivista_tiny_intermediates": intermediate_rows,
@@ -513,15 +472,9 @@ FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
 }
 
 
-if __name__ == "__main__":  # python plugins/mediVista_sam/tests/golden.py > benchmarks/results/parity_medivista_sam.md
-    print("# MediViSTA-SAM against the original\n")
-    print("Fixtures were computed by the original code of both versions, and by Meta's, on the same weights.\n")
-    print(f"torch {torch.__version__}, {platform.machine()}, CPU, {torch.get_num_threads()} threads.\n")
-    print("| fixture | values | largest error | largest share of its tolerance | where | all within |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for title, rows_of in FIXTURES.items():
-        rows = list(rows_of())
-        worst = max(rows, key=lambda row: row.share)
-        verdict = "yes" if all(row.holds for row in rows) else "**NO**"
-        largest = max(row.absolute for row in rows)
-        print(f"| {title} | {len(rows)} | {largest:.1e} | {worst.share:.3f} | {worst.what} | {verdict} |")
+if __name__ == "__main__":
+    print_table(
+        "MediViSTA-SAM against the original",
+        "Fixtures were computed by the original code of both versions, and by Meta's, on the same weights.",
+        FIXTURES,
+    )

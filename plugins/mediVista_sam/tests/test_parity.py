@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from medvid_core.testing.parity import load_module, rows_of
 from medvid_core.weights import read_state
 
-_SPEC = importlib.util.spec_from_file_location("medivista_golden", Path(__file__).with_name("golden.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-golden = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = golden  # dataclasses look their module up
-_SPEC.loader.exec_module(golden)
+golden = load_module(Path(__file__).with_name("golden.py"))
 
 pytestmark = pytest.mark.skipif(
     not golden.FOLDER.is_dir(),
@@ -28,15 +22,13 @@ pytestmark = pytest.mark.skipif(
 
 @functools.cache
 def rows(fixture):
-    return tuple(golden.FIXTURES[fixture]())
+    return rows_of(golden.FIXTURES, fixture)
 
 
 @pytest.mark.parametrize("fixture", list(golden.FIXTURES))
 def test_fixture(fixture):
     """All rows are within the fixture's own tolerance; gradients within 1e-4 of their norm."""
-    found = rows(fixture)
-    assert found
-    assert [row for row in found if not row.holds] == []
+    assert [row for row in rows(fixture) if not row.holds] == []
 
 
 def test_a_file_in_metas_layout_gives_metas_embeddings(tmp_path):

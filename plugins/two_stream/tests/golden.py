@@ -1,28 +1,26 @@
 """Fixtures computed by the original code, and how far this code is from them.
 
-Each fixture yields rows; the tests assert them. The folder lies beside the repository; where it is absent nothing can
-be compared. Run as a script, this prints the table of parity (``--slow`` for the networks of full width, too).
+The tests assert the rows, and as a script this prints their table, from the repository:
+``python plugins/two_stream/tests/golden.py > benchmarks/results/parity_two_stream.md``. The fixtures' folder lies
+beside the repository; where it is absent nothing can be compared.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy.ndimage import zoom
 from torch import Tensor, nn
 
 from medvid_core.specs import OutputSpec
+from medvid_core.testing.parity import Fixtures, Row, compare, load_module, part, print_table, read_tensors, read_values
 from medvid_two_stream.config import (
     AttentionBranchConfig,
     CNNLSTMConfig,
@@ -48,52 +46,17 @@ ASD = (OutputSpec(name="asd", task="classification", classes=("ASD", "non-ASD"))
 THREE = (OutputSpec(name="asd", task="classification", classes=("ASD", "DHS", "LCS_HipOA")),)
 R50 = (3, 4, 6, 3)
 
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison: an absolute error, and what it is of the tolerance."""
-
-    what: str
-    absolute: float
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        return self.absolute <= self.tolerance
-
-
-def compare(what: str, got: Any, wanted: Any, tolerance: float = LOGIT, relative: float = 0.0) -> Row:
-    """The largest difference; ``relative`` allows that much more of the largest value wanted."""
-    ours = torch.as_tensor(got).detach().double()
-    theirs = torch.as_tensor(wanted).double()
-    assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    allowed = tolerance + relative * theirs.abs().max().item()
-    return Row(what, (ours - theirs).abs().max().item(), allowed)
+read, read_json = partial(read_tensors, FOLDER), partial(read_values, FOLDER)
 
 
 def same(what: str, got: Any, wanted: Any) -> Row:
     """Equal or not."""
-    return Row(what, float(got != wanted), EXACT)
-
-
-def read_json(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
-    return loaded
-
-
-def read(name: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = load_file(FOLDER / f"{name}.safetensors")
-    return tensors
+    return compare(what, got == wanted, True, EXACT)
 
 
 def det() -> ModuleType:
     """The module that makes the fixtures' weights and inputs."""
-    spec = importlib.util.spec_from_file_location("two_stream_det", FOLDER / "det.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(FOLDER / "det.py")
 
 
 def fill(module: nn.Module, name: Callable[[str], str]) -> None:
@@ -125,7 +88,7 @@ def narrow() -> tuple[SlowResNet, dict[str, Tensor]]:
     """The network of width 8 with the weights of its fixture, which pools over windows of 8x2x2."""
     tensors = read("slow_r50_narrow_rgb")
     net = SlowResNet(3, Head(256, 2, window=(8, 2, 2), one_logit=True), R50, 8)
-    net.load_state_dict({key[2:]: value for key, value in tensors.items() if key.startswith("w.")})
+    net.load_state_dict(part(tensors, "w."))
     return net.eval(), tensors
 
 
@@ -137,13 +100,13 @@ def narrow_rows() -> Iterator[Row]:
     for number, block in enumerate(net.blocks[:5]):
         x = block(x)
         wanted = tensors[f"out.blocks.{number}"]
-        yield compare(f"blocks.{number}", x, wanted, HALF, relative=HALF)
+        yield compare(f"blocks.{number}", x, wanted, HALF, HALF)
     yield compare("maps", net.maps(tensors["x"]), x, EXACT)
     pooled = net.classifier.pool(x)
-    yield compare("head_pool", pooled.permute(0, 4, 1, 2, 3), tensors["head_pool"])
+    yield compare("head_pool", pooled.permute(0, 4, 1, 2, 3), tensors["head_pool"], LOGIT)
     windows = net.classifier.proj(pooled)
-    yield compare("proj_per_window", windows.flatten(), tensors["proj_per_window"].flatten())
-    yield compare("logit", net(tensors["x"]), torch.tensor([[0.0, tensors["logit"].item()]]))
+    yield compare("proj_per_window", windows.flatten(), tensors["proj_per_window"].flatten(), LOGIT)
+    yield compare("logit", net(tensors["x"]), torch.tensor([[0.0, tensors["logit"].item()]]), LOGIT)
 
 
 def wide(channels: int, scratch: bool) -> SlowResNet:
@@ -167,8 +130,8 @@ def wide_rows() -> Iterator[Row]:
         pooled = net.classifier.pool(x)
         yield probe_row(f"{title}: head.pool", pooled.permute(0, 4, 1, 2, 3), case["blocks"]["head.pool"])
         windows = net.classifier.proj(pooled).flatten()
-        yield compare(f"{title}: proj_per_window", windows, case["proj_per_window"])
-        yield compare(f"{title}: logit", net.classifier(x)[0, 1:], case["logit"])
+        yield compare(f"{title}: proj_per_window", windows, case["proj_per_window"], LOGIT)
+        yield compare(f"{title}: logit", net.classifier(x)[0, 1:], case["logit"], LOGIT)
 
 
 def probe_row(what: str, got: Tensor, wanted: Mapping[str, Any]) -> Row:
@@ -176,7 +139,7 @@ def probe_row(what: str, got: Tensor, wanted: Mapping[str, Any]) -> Row:
     assert list(got.shape) == wanted["shape"], what
     flat = got.flatten().double()
     ours = [*flat[wanted["idx"]].tolist(), flat.mean().item(), flat.std().item(), flat.abs().max().item()]
-    return compare(what, ours, [*wanted["val"], wanted["mean"], wanted["std"], wanted["absmax"]])
+    return compare(what, ours, [*wanted["val"], wanted["mean"], wanted["std"], wanted["absmax"]], LOGIT)
 
 
 def original(model: str, fusion: str = "different_loss", transfor_learning: bool = True) -> TwoStream:
@@ -269,7 +232,7 @@ def fusion_rows() -> Iterator[Row]:
             wanted = tensors[f"{model}.seen_{name}{'_u8' if name == 'rgb' else ''}"]
             yield compare(f"{title}: what {name} sees", pictures, wanted / 255 if name == "rgb" else wanted, EXACT)
             logits[name] = stream(seen[name])
-            yield compare(f"{title}: logits of {name}", logits[name][..., 1].flatten(), case[f"logits_{name}"])
+            yield compare(f"{title}: logits of {name}", logits[name][..., 1].flatten(), case[f"logits_{name}"], LOGIT)
         outputs = net(batch)
         average = model == "multi_single" and case["fusion"] == "different_loss"
         loss = loss_of(net, outputs, batch, average)
@@ -285,7 +248,7 @@ def gradient_rows(title: str, net: TwoStream, wanted: Mapping[str, float]) -> It
         stream, entry = key.removeprefix("model_").split(".", 1)
         parameter = net.stream(stream).get_parameter(names.get(entry, "head.proj.bias"))
         assert parameter.grad is not None
-        yield compare(f"{title}: gradient of {key}", parameter.grad.norm(), norm, LOSS, relative=GRADIENT)
+        yield compare(f"{title}: gradient of {key}", parameter.grad.norm(), norm, LOSS, GRADIENT)
 
 
 def decision_rows(title: str, decided: Tensor, logits: Mapping[str, Tensor], case: Mapping[str, Any]) -> Iterator[Row]:
@@ -310,7 +273,7 @@ def fixed_rows() -> Iterator[Row]:
         if fusion == "separate":
             logits = [outputs[f"asd/{name}"] for name in ("rgb", "flow")]
             for name, each in zip(("rgb", "flow"), logits, strict=True):
-                yield compare(f"logits_{name}", each[..., 1].flatten(), wanted[f"logits_{name}"])
+                yield compare(f"logits_{name}", each[..., 1].flatten(), wanted[f"logits_{name}"], LOGIT)
             clip = wanted["clip_prob_mean_over_frames"]
             yield compare("clip_prob_mean_over_frames", outputs["asd"].softmax(1)[:, 1], clip, LOSS)
             real = batch["frame_real"]
@@ -343,7 +306,7 @@ def lstm_rows() -> Iterator[Row]:
     yield same("cnn_lstm: keys", [[key, shapes.get(key)] for key, _ in case["keys"]], case["keys"])
     fill(net, lambda key: key)
     clips = torch.cat([moving(4, 64, 8, seed=41 + number) for number in range(2)])
-    yield compare("cnn_lstm: logits", net.frames(clips).flatten(0, 1), case["logits"])
+    yield compare("cnn_lstm: logits", net.frames(clips).flatten(0, 1), case["logits"], LOGIT)
 
 
 @torch.no_grad()
@@ -357,7 +320,7 @@ def image_rows() -> Iterator[Row]:
         yield same(f"resnet50_single_{name}: parameters", count(stream), case["params"])
         fill(stream, torchvision_name(case["key_prefix"]))
         logits = stream(clip[:, :, :1])[..., 1].flatten()
-        yield compare(f"resnet50_single_{name}: logit", logits, case["logit"])
+        yield compare(f"resnet50_single_{name}: logit", logits, case["logit"], LOGIT)
 
 
 def attention_branch_rows() -> Iterator[Row]:
@@ -382,7 +345,7 @@ def early_rows() -> Iterator[Row]:
     fill(stream, lambda key: f"model.{key}")
     video = moving(8, 224, 16, seed=11)
     joined = torch.cat([video, as_flow(video), (video.mean(1, keepdim=True) > 0.5).float()], 1)
-    yield compare("multicue_concat: logits", stream(joined), case["logits"])
+    yield compare("multicue_concat: logits", stream(joined), case["logits"], LOGIT)
 
 
 @torch.no_grad()
@@ -390,10 +353,10 @@ def cross_attention_rows() -> Iterator[Row]:
     """Features that ask a map; the original's bias of the keys cancels in the softmax, and is not there."""
     tensors = read("cross_attention_fusion")
     fusion = CrossAttentionFusion(8, 1)
-    weights = {key[2:]: value for key, value in tensors.items() if key.startswith("w.")}
+    weights = part(tensors, "w.")
     weights.pop("key_proj.bias")
     fusion.load_state_dict(weights)
-    yield compare("out", fusion(tensors["x"], tensors["context"]), tensors["out"])
+    yield compare("out", fusion(tensors["x"], tensors["context"]), tensors["out"], LOGIT)
 
 
 def sampling_rows() -> Iterator[Row]:
@@ -454,10 +417,10 @@ def attribution_rows() -> Iterator[Row]:
     for name, weights in theirs.items():
         yield compare(f"pgc_{name}", stretched(cam(weights)[0, 0])[None], tensors[f"pgc_{name}"], HALF)
     wanted = tensors["ig_16steps_gausslegendre"]
-    yield compare("ig_16steps_gausslegendre", integrated(16), wanted, LOSS, relative=HALF)
+    yield compare("ig_16steps_gausslegendre", integrated(16), wanted, LOSS, HALF)
 
 
-FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
+FIXTURES: Fixtures = {
     "slow_r50_narrow_rgb": narrow_rows,
     "state_dict_listing": listing_rows,
     "param_counts": count_rows,
@@ -470,28 +433,13 @@ FIXTURES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "cross_attention_fusion": cross_attention_rows,
     "temporal_sampling": sampling_rows,
     "attribution": attribution_rows,
-}
-
-SLOW: Mapping[str, Callable[[], Iterator[Row]]] = {
     "slow_r50_streams": wide_rows,
     "baselines, multicue_concat": early_rows,
 }
-"""Networks of full width on pictures of 224 pixels."""
 
-
-def table(fixtures: Mapping[str, Callable[[], Iterator[Row]]]) -> Sequence[str]:
-    lines = []
-    for title, rows in fixtures.items():
-        found = list(rows())
-        worst = max(found, key=lambda row: row.absolute / row.tolerance if row.tolerance else row.absolute)
-        missed = sum(not row.holds for row in found)
-        lines.append(
-            f"{'!!' if missed else '  '} {title:36s} {len(found) - missed:3d} of {len(found):3d} rows hold; "
-            f"worst {worst.absolute:.1e} of {worst.tolerance:.1e} ({worst.what})"
-        )
-        lines += [f"   !! {row.what}: {row.absolute:.1e} of {row.tolerance:.1e}" for row in found if not row.holds]
-    return lines
-
-
-if __name__ == "__main__":  # the parity table
-    print(*table({**FIXTURES, **SLOW} if "--slow" in sys.argv else FIXTURES), sep="\n")
+if __name__ == "__main__":
+    print_table(
+        "Two-stream network against the original",
+        "Fixtures were computed by the original code, and by its family's, on the same weights.",
+        FIXTURES,
+    )

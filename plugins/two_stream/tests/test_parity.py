@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from medvid_core.errors import ConfigError
+from medvid_core.testing.parity import load_module, rows_of
 from medvid_two_stream.config import TwoStreamConfig
 from medvid_two_stream.network import build_two_stream
 
-_SPEC = importlib.util.spec_from_file_location("two_stream_golden", Path(__file__).with_name("golden.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-golden = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = golden  # dataclasses look their module up
-_SPEC.loader.exec_module(golden)
+golden = load_module(Path(__file__).with_name("golden.py"))
 
 pytestmark = pytest.mark.skipif(
     not golden.FOLDER.is_dir(),
@@ -26,25 +20,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("fixture", list(golden.FIXTURES))
+SLOW = ("slow_r50_streams", "baselines, multicue_concat")  # of full width, on pictures of 224 pixels
+
+
+@pytest.mark.parametrize(
+    "fixture", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in golden.FIXTURES]
+)
 def test_fixture(fixture):
-    found = list(golden.FIXTURES[fixture]())
-    assert found
-    assert [row for row in found if not row.holds] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fixture", list(golden.SLOW))
-def test_fixture_of_full_width(fixture):
-    found = list(golden.SLOW[fixture]())
-    assert found
-    assert [row for row in found if not row.holds] == []
+    assert [row for row in rows_of(golden.FIXTURES, fixture) if not row.holds] == []
 
 
 def test_every_file_of_the_networks_is_compared():
     """The rest is of preprocessing and of the protocol of evaluation."""
     elsewhere = {"raft_wrapper", "person_crop", "cv_and_metrics"}
-    named = {name.split(",")[0] for name in (*golden.FIXTURES, *golden.SLOW)}
+    named = {name.split(",")[0] for name in golden.FIXTURES}
     files = {path.stem for path in golden.FOLDER.iterdir() if path.suffix in (".json", ".safetensors")}
     assert files - elsewhere == named
 
