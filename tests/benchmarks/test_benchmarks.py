@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,3 +98,26 @@ def test_wirings_on_every_vendor(benchmark_named, capsys, tmp_path):
     assert "## dice on new patients, trained on aster" in text
     for variant in ("paper", "unet"):
         assert len([line for line in text.splitlines() if line.startswith(f"| {variant} ")]) >= 2, variant
+
+
+@pytest.mark.slow
+def test_gait(benchmark_named, tmp_path, capsys):
+    gait = benchmark_named("gait")
+    gait.main(["--quick", "--cues", "static", "--out", str(tmp_path)])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {name}" for name in gait.VARIANTS]
+
+
+def test_interval_of_accuracy_is_over_patients(benchmark_named):
+    """A patient who is told right in all videos or in none: as many draws as there are patients, not videos."""
+    gait = benchmark_named("gait")
+    run = {"a": [1.0] * 50, "b": [0.0] * 50, "c": [1.0] * 50, "d": [0.0] * 50}
+    mean, low, high = gait.interval([run, run], np.random.default_rng(0))
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+
+
+def test_cached_flow(benchmark_named, capsys):
+    benchmark_named("cached_flow").main(["--quick", "--rounds", "1"])
+    out = capsys.readouterr().out
+    assert "| training step |" in out
+    assert "| evaluation |" in out

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvid_core.data.phantoms.figure import Figure, Floats, Looks, draw_looks, in_pixels
-from medvid_core.data.phantoms.room import draw_room
+from medvid_core.data.phantoms.room import draw_backdrop, draw_room
 from medvid_core.data.phantoms.walker import Doubles, Joints, Style, joints, standing
 from medvid_core.errors import ConfigError, did_you_mean
 
@@ -33,6 +33,7 @@ Bytes = npt.NDArray[np.uint8]
 
 CLASSES = ("control", "deformity")
 CUES = ("both", "static", "dynamic")
+SETTINGS = ("room", "laboratory")
 FPS = 30.0
 
 _LEAN_DEG = 8.0  # of all; half of the difference between the classes is added or taken off
@@ -54,6 +55,8 @@ class GaitPhantomConfig:
 
     Attributes:
         cue: "both", "static" (trunk lean only) or "dynamic" (surging gait only).
+        setting: "room" (furnished, arms swing) or "laboratory" (plain backdrop, fists on the collarbones): there little
+            but the legs moves, once the picture follows the patient.
         patients: number of patients; every other one has a deformity.
         videos_per_patient: fewest and most videos of a patient.
         frames: frames a video, at 30 a second.
@@ -64,6 +67,7 @@ class GaitPhantomConfig:
     """
 
     cue: str = "both"
+    setting: str = "room"
     patients: int = 60
     videos_per_patient: tuple[int, int] = (2, 3)
     frames: int = 60
@@ -79,9 +83,11 @@ class GaitPhantomConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field that cannot be used, its value and what is allowed."""
-        if self.cue not in CUES:
-            hint = did_you_mean(self.cue, CUES)
-            raise ConfigError(f"gait phantom: cue={self.cue!r} is unknown; allowed: {', '.join(CUES)}.{hint}")
+        for name, known in (("cue", CUES), ("setting", SETTINGS)):
+            value = getattr(self, name)
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise ConfigError(f"gait phantom: {name}={value!r} is unknown; allowed: {', '.join(known)}.{hint}")
         _check("patients", self.patients, 1, 1_000_000)
         for name in ("videos_per_patient", "size"):
             if len(getattr(self, name)) != 2:
@@ -133,6 +139,7 @@ class Walk:
         label: index of the class in `CLASSES`.
         patient: who is filmed.
         assistant: who is with them, further from the camera; None for nobody.
+        setting: one of `SETTINGS`.
         direction: 1 to the right of the picture, -1 to the left.
         scale: pixels a metre.
         cycle_s: mean time of a stride.
@@ -145,6 +152,7 @@ class Walk:
     label: int
     patient: Person
     assistant: Person | None
+    setting: str
     direction: int
     scale: float
     cycle_s: float
@@ -175,7 +183,7 @@ def draw_patient(config: GaitPhantomConfig, number: int) -> tuple[Walk, ...]:
     style = Style(
         reach=float(rng.uniform(0.72, 1.02)), arm_swing=float(rng.uniform(0.5, 1.2)),
         lean_deg=_LEAN_DEG + (side - 0.5) * _LEAN_GAP_DEG * easy + spread, kyphosis=float(rng.uniform(0.004, 0.03)),
-        slump_deg=float(rng.uniform(-2.0, 12.0)),
+        slump_deg=float(rng.uniform(-2.0, 12.0)), arms_held=config.setting == "laboratory",
     )  # fmt: skip
     cycle_s = float(rng.uniform(1.0, 1.3))
     drift_s, drift_lag_s, surge_s, depth = (
@@ -226,8 +234,9 @@ def _film(
     if rng.random() < config.assistants:
         assistant = _assistant(rng, placed, stride_m / cycle_s, even, cycle_s, width / scale, height)
     return Walk(
-        size=config.size, label=label, patient=placed, assistant=assistant, direction=int(rng.choice((-1, 1))),
-        scale=scale, cycle_s=cycle_s, room=stream[:2], noise=float(rng.uniform(1.5, 5.0)), stream=stream,
+        size=config.size, label=label, patient=placed, assistant=assistant, setting=config.setting,
+        direction=int(rng.choice((-1, 1))), scale=scale, cycle_s=cycle_s, room=stream[:2],
+        noise=float(rng.uniform(1.5, 5.0)), stream=stream,
     )  # fmt: skip
 
 
@@ -303,7 +312,8 @@ class _Scene:
         shown = [person for person in (walk.assistant, walk.patient) if person is not None]
         self.walk = walk
         rng = np.random.default_rng((*walk.room, 2**31))  # no video has this number
-        self.room = draw_room(rng, walk.size, _SKIRTING * walk.size[0])
+        plain = walk.setting == "laboratory"
+        self.room = draw_backdrop(rng, walk.size) if plain else draw_room(rng, walk.size, _SKIRTING * walk.size[0])
         self.people = [
             Figure(person.looks, 0.0 if person.stands else person.style.kyphosis, walk.scale, walk.direction)
             for person in shown

@@ -1,4 +1,4 @@
-"""An empty room behind a walker: wall, skirting, floor, door, window, pictures and furniture, under uneven light."""
+"""What is behind a walker: a room with skirting, floor, door, window, pictures and furniture, or a plain backdrop."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def draw_room(rng: np.random.Generator, size: tuple[int, int], skirting: float) 
     _floor(rng, pen, pen_width, pen_height, floor_row)
     room = np.asarray(picture, dtype=np.float32).reshape(height, _FINE, width, _FINE, 3).mean((1, 3)) / 255.0
     return np.asarray(np.clip(room * _light(rng, size), 0.0, 1.0), dtype=np.float32)
+
+
+def draw_backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
+    """Draw a seamless, evenly lit backdrop of one colour [H, W, 3] in 0 to 1."""
+    return np.full((*size, 3), np.float32(_tint(rng, _WALLS)) / 255.0, dtype=np.float32)
 
 
 def _tint(rng: np.random.Generator, colours: tuple[_Ink, ...]) -> _Ink:

@@ -56,6 +56,7 @@ _FLAT_DEG = 5.0  # the sole lies flat where the curves tilt it by less
 _STEADY = 0.5  # the trunk goes on more evenly than the legs alone would carry it
 _STRETCH = 1.01  # the most that a leg looks longer at heel strike: the pelvis lists, which a side view does not show
 _TURN = 0.014  # of each hip joint forward and back, as the pelvis turns
+_HELD_DEG = (35.0, 140.0)  # arms held up: upper arm against the trunk, forearm against the upper arm
 _CLEARANCE = 0.012  # of the swinging foot beyond what the curves give
 _SAMPLES = 240  # of the cycle, where the motion of the pelvis is worked out; even
 
@@ -70,6 +71,7 @@ class Style:
         lean_deg: trunk inclination, forward positive.
         kyphosis: how far the thorax bulges backward, in body heights.
         slump_deg: how far the head is bent forward beyond what follows from the lean.
+        arms_held: whether the fists rest on the collarbones, as for a side view of the spine, instead of swinging.
     """
 
     reach: float = 1.0
@@ -77,6 +79,7 @@ class Style:
     lean_deg: float = 4.0
     kyphosis: float = 0.012
     slump_deg: float = 0.0
+    arms_held: bool = False
 
     @property
     def stride(self) -> float:
@@ -246,18 +249,28 @@ def joints(phase: Doubles, style: Style) -> Joints:
     for side, late in (("right", 0.0), ("left", 0.5)):
         # the pelvis turns with the legs, the shoulders against them
         turn = np.cos(2 * np.pi * (phase - late))[:, None] * np.array([1.0, 0.0])
-        shoulder = shoulders - 0.018 * up - 0.02 * style.arm_swing * turn
+        shoulder = shoulders - 0.018 * up - (0.0 if style.arms_held else 0.02 * style.arm_swing) * turn
         hip = _hips(hips, phase - late)
         parts = {"shoulder": shoulder, "hip": hip, **_leg(phase - late, style.reach, hip, late)}
-        parts |= _arm(phase - late, style, shoulder)
+        parts |= _arm(shoulder, *(_held(sway) if style.arms_held else _swung(phase - late, style)))
         found |= {f"{side}_{name}": place for name, place in parts.items()}
     return found
 
 
-def _arm(phase: Doubles, style: Style, shoulder: Doubles) -> Joints:
-    """The arm hangs from the shoulder and swings against the leg of its side."""
+def _swung(phase: Doubles, style: Style) -> tuple[Doubles, Doubles]:
+    """Angles of upper arm and forearm against the vertical; the arm swings against the leg of its side."""
     upper = np.deg2rad(_SHOULDER.mean + 0.25 * style.lean_deg + style.arm_swing * _SHOULDER.swing(phase))
-    fore = upper + np.deg2rad(0.7 * _ELBOW.mean + style.arm_swing * _ELBOW.swing(phase))
+    return upper, upper + np.deg2rad(0.7 * _ELBOW.mean + style.arm_swing * _ELBOW.swing(phase))
+
+
+def _held(sway: Doubles) -> tuple[Doubles, Doubles]:
+    """The same angles of an arm that is held to the trunk, which is inclined by ``sway``."""
+    upper = np.deg2rad(_HELD_DEG[0]) - sway
+    return upper, upper + np.deg2rad(_HELD_DEG[1])
+
+
+def _arm(shoulder: Doubles, upper: Doubles, fore: Doubles) -> Joints:
+    """The arm from the shoulder down."""
     elbow = shoulder + UPPER_ARM * _down(upper)
     wrist = elbow + FOREARM * _down(fore)
     return {"elbow": elbow, "wrist": wrist, "fingers": wrist + HAND * _down(fore + 0.15)}
