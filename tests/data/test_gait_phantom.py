@@ -238,6 +238,32 @@ def test_a_case_is_a_pure_function_of_the_configuration():
     np.testing.assert_array_equal(gait._Scene(walk).draw(3), gait._Scene(walk).draw(3))
 
 
+# The laboratory
+
+
+def test_in_the_laboratory_the_arms_move_with_the_trunk_alone():
+    found = joints(PHASE, Style(lean_deg=10.0, arms_held=True))
+    trunk = np.arctan2(*(found["shoulders"] - found["hips"]).T)
+    for side in ("right", "left"):
+        for name in ("elbow", "wrist", "fingers"):
+            x, y = (found[f"{side}_{name}"] - found["shoulders"]).T
+            # seen along the trunk it stays where it is
+            along, ahead = x * np.sin(trunk) + y * np.cos(trunk), x * np.cos(trunk) - y * np.sin(trunk)
+            assert np.ptp(along) < 1e-9
+            assert np.ptp(ahead) < 1e-9
+            assert ahead.min() > 0
+    legs = [name for name in found if name.endswith(("knee", "ankle", "toe"))]
+    swings = joints(PHASE, Style(lean_deg=10.0))
+    assert all(np.array_equal(found[name], swings[name]) for name in legs)
+
+
+def test_the_laboratory_has_a_plain_backdrop_and_the_same_walkers():
+    there, here = one(setting="laboratory", assistants=0.0), one(assistants=0.0)
+    assert len(np.unique(gait._Scene(there).room.reshape(-1, 3), axis=0)) == 1
+    assert replace(there, setting="room", patient=here.patient) == here
+    assert there.patient.phase == here.patient.phase
+
+
 # The cues
 
 
@@ -335,6 +361,7 @@ def test_both_cues_are_there_by_default_and_less_of_them_where_it_is_difficult()
     ("settings", "message"),
     [
         ({"cue": "statik"}, r"gait phantom: cue='statik' is unknown; allowed: both, static, dynamic. Did you mean"),
+        ({"setting": "lab"}, r"gait phantom: setting='lab' is unknown; allowed: room, laboratory\."),
         ({"patients": 0}, r"gait phantom: patients=0 is out of range; allowed: 1 to 1000000\."),
         ({"frames": 1}, r"gait phantom: frames=1 is out of range; allowed: 2 to 150\."),
         ({"size": (32, 64)}, r"gait phantom: size=32 is out of range; allowed: 48 to 2048\."),
