@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from medvid_core import create_model
 from medvid_core.ops.backends import absence, choose_backend
 from medvid_core.ops.scan_op import scan_flops
 from medvid_core.specs import OutputSpec
@@ -31,7 +32,10 @@ from medvid_vivim.plugin import medvid_models
 
 VARIANTS = {"plain": "as published", "ours": "ours"}
 MODES = {"forward": "evaluation, forward", "step": "training step"}
-ROUNDS = {"plain": 1, "ours": 3}
+BASELINE = "unet"
+"""What Vivim's speed is put beside: our U-Net, which takes each frame by itself."""
+
+ROUNDS = {"plain": 1, "ours": 3, BASELINE: 3}
 
 NOTES = """
 *As published* is Vivim rebuilt in this benchmark from its description: three scans a mixer, each with its sequence laid
@@ -39,6 +43,10 @@ out in memory and computed step by step (`selective_scan_ref`), explicit attenti
 at full resolution. Both have the same parameters and input, drop path and dropout are off. With gradients the steps of
 its scan are unbound at once: as published, with an index at each step, the backward pass is quadratic in the length and
 does not finish. A training step is forward, cross-entropy, backward; no optimiser.
+
+Frames per second are those of one clip at a time in evaluation, from memory, in float32; on a GPU the clock is read
+when it has finished. Where every frame of a clip is used (`clip.blend=mean`) there are as many as the clip has; where
+the centre alone is (`clip.blend=centre`, as the original evaluates), one. The U-Net takes each frame by itself.
 
 Each row is a process of its own, warmed up on a small clip; of ours, the median of three. CPU seconds are those of all
 threads; on a busy machine they include threads that wait for each other. Peak memory is that of the whole process, with
@@ -55,12 +63,15 @@ def settings(preset: str) -> tuple[VivimConfig, tuple[int, int, int]]:
 
 
 def network(variant: str, config: VivimConfig, meter: Meter, scan: Scan) -> nn.Module:
-    """One of `VARIANTS`, with the same weights, on the default device.
+    """One of `VARIANTS`, with the same weights, or the `BASELINE`, on the default device.
 
     `meter` gets the parts of each forward pass; `scan` is that of the network as published.
     """
     torch.manual_seed(0)
-    ours = build(config, (OutputSpec(name="mask", task="segmentation", classes=("object",)),))
+    output = OutputSpec(name="mask", task="segmentation", classes=("object",))
+    if variant == BASELINE:
+        return create_model(BASELINE, outputs=(output,), preset="full")
+    ours = build(config, (output,))
     if variant == "plain":
         return PlainVivim(ours, scan, meter)
     for name, module in parts(ours):
@@ -131,16 +142,22 @@ def measure(variant: str, mode: str, preset: str, device: torch.device) -> tuple
         forget_peak(device)
         cpu, wall = [], []
         for _ in range(ROUNDS[variant]):
+            wait_for(device)
             result: dict[str, Tensor] = {}  # that of the round before must not count
             before = time.process_time(), time.perf_counter()
             result = run(model, size)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(device)
             cpu.append(time.process_time() - before[0])
             wall.append(time.perf_counter() - before[1])
     shares = {name: value / ROUNDS[variant] for name, value in meter.found.items()}
     found = {"cpu": statistics.median(cpu), "wall": statistics.median(wall), "peak": peak(device), "parts": shares}
     return found, {name: x.cpu() for name, x in result.items()}
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a GPU finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def measured_in_child(
@@ -208,6 +225,15 @@ def report_parts(preset: str, seconds: dict[str, dict[str, float]]) -> str:
         f"Operations outside the scans (2 for a multiply-add); the scans, in the time but not in the count, are "
         f"{in_scans(preset) / 1e9:.2f} GFLOP in both.\n\n{table(head, lines)}"
     )
+
+
+def report_rates(seconds: dict[str, float], frames: int) -> str:
+    """Table of frames per second, from the seconds of one clip of so many frames."""
+    lines = []
+    for name, wall in seconds.items():
+        centre = "–" if name == BASELINE else f"{1 / wall:.2f}"
+        lines.append([name, f"{frames / wall:.2f}", centre])
+    return table(["", "frames/s, all of a clip", "frames/s, its centre alone"], lines)
 
 
 def ratio(found: dict[tuple[str, str], dict[str, Any]], mode: str, key: str) -> float | None:
@@ -280,6 +306,10 @@ def main(words: list[str] | None = None) -> int:
         print("\n".join(verdicts(found, args.device, not args.no_memory)))
     else:
         print("The targets are for the full preset: nothing is said of them here.")
+    walls = {name: found[key, "forward"]["wall"] for key, name in VARIANTS.items() if (key, "forward") in found}
+    if baseline := take(BASELINE, "forward", args.preset, args.device):
+        walls[BASELINE] = baseline[0]["wall"]
+    print(f"\n## Frames per second\n\nEvaluation, batch 1.\n\n{report_rates(walls, size[0])}")
     seconds = {variant: found[variant, "forward"]["parts"] for variant in VARIANTS if (variant, "forward") in found}
     print(f"\n## Parts of the forward pass\n\n{report_parts(args.preset, seconds)}")
     print(NOTES, end="")

@@ -311,6 +311,17 @@ def medvid_losses() -> list[LossSpec]:
             ),
         ),
         LossSpec(
+            name="recall",
+            tasks=_DENSE_TASKS,
+            build="medvid_core.losses.imbalanced:build_recall",
+            config="medvid_core.losses.config:RecallConfig",
+            card=Card(
+                summary="Cross-entropy, each class weighted by the share of it that is missed.",
+                paper="Tian et al., Striking the Right Balance: Recall Loss for Semantic Segmentation, ICRA 2022",
+                code_license=_LICENSE,
+            ),
+        ),
+        LossSpec(
             name="boundary-ce",
             tasks=_DENSE_TASKS,
             build="medvid_core.losses.imbalanced:build_boundary_ce",
@@ -351,8 +362,6 @@ def medvid_metrics() -> list[MetricSpec]:
     overlap = {
         "dice": ("Dice", "Dice similarity coefficient."),
         "jaccard": ("Jaccard", "Jaccard index, intersection over union."),
-        "precision": ("Precision", "Share of the predicted pixels that are right."),
-        "recall": ("Recall", "Share of the annotated pixels that are found."),
         "specificity": ("Specificity", "Share of the background that is left alone."),
         "f-measure": ("FMeasure", "Weighted mean of precision and recall, beta squared 0.3."),
     }
@@ -362,21 +371,40 @@ def medvid_metrics() -> list[MetricSpec]:
         )
         for name, (cls, summary) in overlap.items()
     ]
-    mae = MetricSpec(
-        name="mae",
-        tasks=("segmentation", "regression"),
-        build="medvid_core.metrics.regression:build_mae",
-        higher_is_better=False,
-        card=Card(summary="Mean absolute difference of probability, or number, and annotation.", code_license=_LICENSE),
-    )
-    return [*specs, mae, *(_metric(*row) for row in (*_MASK_METRICS, *_CASE_METRICS))]
+    return [*specs, *(_metric(*row) for row in (*_OF_BOTH, *_MASK_METRICS, *_CASE_METRICS))]
 
 
 _RANKED = ("classification", "multilabel")
 _DECIDED = (*_RANKED, "ordinal")
 _NUMBERS, _GRADES, _FRAMES, _ANOMALY = ("regression",), ("ordinal",), ("frame_classification",), ("anomaly",)
 
+_OF_BOTH = (  # of pixels, or of cases
+    (
+        "precision",
+        (*_DENSE_TASKS, *_DECIDED),
+        "classification:build_precision",
+        "Share of the pixels, or cases, called a class that are.",
+    ),
+    (
+        "recall",
+        (*_DENSE_TASKS, *_DECIDED),
+        "classification:build_recall",
+        "Share of the pixels, or cases, of a class that are found.",
+    ),
+    (
+        "mae",
+        (*_DENSE_TASKS, *_NUMBERS),
+        "regression:build_mae",
+        "Mean absolute difference of probability, or number, and annotation.",
+        False,
+    ),
+)
+
 _MASK_METRICS = (
+    ("dice-present", _DENSE_TASKS, "segmentation:build_dice_present", "Dice of the frames that hold the class."),
+    ("jaccard-present", _DENSE_TASKS, "segmentation:build_jaccard_present", "Jaccard index of these frames."),
+    ("precision-present", _DENSE_TASKS, "segmentation:build_precision_present", "Precision of these frames."),
+    ("recall-present", _DENSE_TASKS, "segmentation:build_recall_present", "Recall of these frames."),
     ("hausdorff", _DENSE_TASKS, "surface:Hausdorff", "Hausdorff distance of outlines, the maximum.", False, "mm"),
     ("hd95", _DENSE_TASKS, "surface:Hausdorff95", "95th percentile Hausdorff distance.", False, "mm"),
     ("asd", _DENSE_TASKS, "surface:AverageSurfaceDistance", "Mean distance, prediction to annotation.", False, "mm"),

@@ -27,6 +27,7 @@ DEFAULT_DATASET = "echo-phantom"
 DEFAULT_PRESET = "small"
 FULL_PRESET = "full"
 NO_PREPROCESSOR = "none"
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 C = TypeVar("C")
 
@@ -52,7 +53,11 @@ class ClipConfig:
         sampling: which clips a training epoch sees: ``random`` and ``equispaced`` (``per_case`` clips a case),
             ``dense`` (one clip around every frame), ``all`` (windows one after the other).
         per_case: clips a case and epoch for ``random`` and ``equispaced``.
-        overlap: frames that neighbouring windows share in evaluation and prediction; they are blended.
+        blend: how a frame gets its prediction from the windows that hold it, in evaluation and prediction: ``mean``,
+            weighted, less towards the ends of a window; or ``centre``: it has a window of its own, and is taken from
+            its middle, number (T - 1) // 2 counted from zero. For models that are trained there alone; a window for
+            every frame takes ``frames`` times as long.
+        overlap: frames that neighbouring windows share with ``blend: mean``.
         padding: what fills a clip where the video is too short: ``repeat`` its nearest frame, or ``zero``, the grey
             that normalisation makes 0.
         mean: mean subtracted from pictures scaled to [0, 1], one number or one a channel; empty: the model's own, or
@@ -69,6 +74,7 @@ class ClipConfig:
     stride: int = 1
     sampling: str = "random"
     per_case: int = 1
+    blend: str = "mean"
     overlap: int = 0
     padding: str = "repeat"
     mean: tuple[float, ...] = ()
@@ -85,6 +91,9 @@ class ClipConfig:
         _require(self.stride >= 1, "clip.stride", self.stride, "at least 1")
         _require(self.per_case >= 1, "clip.per_case", self.per_case, "at least 1")
         _require(0 <= self.overlap < self.frames, "clip.overlap", self.overlap, "from 0 to clip.frames - 1")
+        _require_choice("clip.blend", self.blend, ("mean", "centre"))
+        alone = "0 with clip.blend=centre, where every frame has a window of its own"
+        _require(self.blend == "mean" or not self.overlap, "clip.overlap", self.overlap, alone)
         _require_choice("clip.sampling", self.sampling, ("random", "equispaced", "dense", "all"))
         _require_choice("clip.padding", self.padding, ("repeat", "zero"))
         _require_choice("clip.fan_crop", self.fan_crop, ("none", "mask", "estimate", "auto"))
@@ -336,6 +345,7 @@ class TrainConfig:
         trainable: which of the model's named choices of parameters is trained.
         save: ``all`` weights, or only those ``trained``; for the rest the model file names the published file they come
             from, which must be at hand whenever the model is loaded.
+        trackers: experiment trackers that are told of the run: ``tensorboard``, ``wandb``, ``trackio``.
     """
 
     epochs: int = 100
@@ -350,8 +360,11 @@ class TrainConfig:
     workers: int | None = None
     trainable: str = "all"
     save: str = "all"
+    trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.trackers:
+            _require_choice("train.trackers", name, TRACKERS)
         for name in ("epochs", "batch_size", "accumulate", "evaluate_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         _require(self.max_steps is None or self.max_steps >= 0, "train.max_steps", self.max_steps, "0 or more")
@@ -700,6 +713,11 @@ def detect_dataset(registry: Registry, root: Path) -> DatasetSpec:
         raise ConfigError("\n".join(lines))
     several = ", ".join(spec.name for spec in able)
     raise ConfigError(f"--data {root} can be read as {several}. Say which: dataset={able[0].name}.")
+
+
+def datasets_for(registry: Registry, root: Path) -> list[DatasetSpec]:
+    """Return the data sets that can read a folder or file, judging by file names; none where it does not exist."""
+    return [spec for spec, can_read in _asked(registry, root, "can_read", []) if can_read] if root.exists() else []
 
 
 def _asked(registry: Registry, root: Path, what: str, failed: list[Problem]) -> Iterator[tuple[DatasetSpec, object]]:

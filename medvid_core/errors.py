@@ -18,6 +18,10 @@ class DataError(MedvidError):
     """A file, folder or table that cannot be read as what it should be."""
 
 
+class CacheError(MedvidError):
+    """A folder of kept results that cannot be used: no fault of the data."""
+
+
 class PluginError(MedvidError):
     """A plugin that failed to load, or a name that no plugin offers."""
 

@@ -40,6 +40,7 @@ class ModelInfo:
         stride: frame stride it was trained with.
         padding: what filled clips up that reached beyond their video, see `ClipConfig`.
         fan_crop: whether its clips were cropped to the sector, see `ClipConfig`.
+        blend: how a frame gets its prediction from windows, see `ClipConfig`.
         preprocess: name and settings of the preprocessor that its videos were taken through; empty for none.
     """
 
@@ -53,6 +54,7 @@ class ModelInfo:
     stride: int = 1
     padding: str = "repeat"
     fan_crop: str = "none"
+    blend: str = "mean"
     preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,6 +218,7 @@ def create_model(name: str, *, outputs: Sequence[OutputSpec], preset: str = "ful
         stride=settings.get("clip.stride", 1),
         padding=settings.get("clip.padding", "repeat"),
         fan_crop=settings.get("clip.fan_crop", "none"),
+        blend=settings.get("clip.blend", "mean"),
     )
     return build_model(info)
 

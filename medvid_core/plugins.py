@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import inspect
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -236,11 +237,16 @@ class Observers:
 
     Args:
         loaded: the installed plugins.
+        own: observers of this run alone, by name.
         enabled: false on all but the main process.
     """
 
-    def __init__(self, loaded: Registry, enabled: bool = True) -> None:
-        self._manager = loaded.manager
+    def __init__(self, loaded: Registry, own: Mapping[str, object] | None = None, enabled: bool = True) -> None:
+        of_run = pluggy.PluginManager(hookspecs.PROJECT)
+        of_run.add_hookspecs(hookspecs)
+        for name, observer in (own or {}).items():
+            of_run.register(observer, name)
+        self._managers = (loaded.manager, of_run)
         self._enabled = enabled
         self._dropped: set[tuple[str, str]] = set()
 
@@ -248,7 +254,8 @@ class Observers:
         """Call every implementation of ``hook`` that has not failed before."""
         if not self._enabled:
             return
-        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+        implementations = [getattr(manager.hook, hook).get_hookimpls() for manager in self._managers]
+        for implementation in itertools.chain(*implementations):
             key = (implementation.plugin_name, hook)
             if key in self._dropped:
                 continue

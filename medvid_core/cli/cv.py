@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples", metavar="N", type=int, default=2000, help="resamples of patients (default: 2000)"
     )
+    parser.add_argument("--print-config", action="store_true", help="show every setting and its origin, then stop")
     parser.add_argument("settings", metavar="key=value[,value…]", nargs="*", help="settings over all others")
 
 
@@ -41,7 +42,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("--source says of what kind the file of --weights is; give both.")
     if arguments.resamples < 100:
         raise ConfigError(f"--resamples {arguments.resamples} cannot be used: it must be at least 100.")
-    from medvid_core.engine.cv import CvOptions, cross_validate
+    registry = plugins.registry()
+    from medvid_core.engine.cv import CvOptions, cross_validate, explain
+
+    if arguments.print_config:
+        print(explain(arguments.model, arguments.data, arguments.settings, registry, arguments.config))
+        return
     from medvid_core.engine.progress import Progress
     from medvid_core.engine.setup import accelerator
     from medvid_core.report.cv import write_cv
@@ -56,7 +62,6 @@ def run(arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
         source=arguments.source,
     )
-    registry = plugins.registry()
     progress = Progress(accelerator().is_main_process)
     out, found = cross_validate(
         arguments.model, arguments.data, arguments.settings, arguments.out, registry, options, progress

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "settings",
         metavar="key=value",
         nargs="*",
-        help="evaluate.…, metrics, clip.overlap, dataset.…, split.…; e.g. evaluate.at=model",
+        help="evaluate.…, metrics, clip.overlap, clip.blend, dataset.…, split.…; e.g. evaluate.at=model",
     )
 
 

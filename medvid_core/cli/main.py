@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -93,8 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             plugins.require_healthy(plugins.registry())
         arguments.run(arguments)
+        sys.stdout.flush()
     except MedvidError as error:
         print(f"medvid-run: error: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # what reads our output, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so once more at its end
+        sys.exit(141)  # as a shell counts a process ended by SIGPIPE
     except KeyboardInterrupt:
         sys.exit(130)

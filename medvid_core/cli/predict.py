@@ -20,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a run directory, a model file, or the folder of a cross-validation (cv)",
     )
-    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, or a folder of either")
+    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, a folder of either, or a data set's")
+    parser.add_argument(
+        "settings",
+        metavar="key=value",
+        nargs="*",
+        help="how PATH is read, where its layout does not say: dataset=ovarian, dataset.classes=[a,b], …",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
     parser.add_argument("--no-video", action="store_true", help="write no overlay videos")
     parser.add_argument("--overlap", metavar="N", type=int, help="frames that neighbouring windows share (default: 0)")
@@ -64,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         overlap=arguments.overlap or 0,
         prompts=arguments.prompts,
         cache=arguments.cache or "",
+        settings=arguments.settings,
     )
 
 
@@ -78,9 +85,10 @@ def _check(arguments: argparse.Namespace) -> None:
         ConfigError: naming them.
     """
     values = {name: getattr(arguments, name) for name in (_WHOLE if arguments.stream else _LIVE)}
-    named = " and ".join(
+    given = [
         f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None and value is not False
-    )
+    ]
+    named = " and ".join([*given, *(arguments.settings if arguments.stream else ())])
     if not named:
         return
     if arguments.stream:

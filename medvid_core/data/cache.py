@@ -1,12 +1,14 @@
 """Results that took long, kept on disk under a key that says all they depend on: shared, never half made.
 
 A result is a folder. It is made in a folder of its own and renamed when whole; a lock on its key, which the system
-lifts when a process dies, keeps two processes from making it twice: the second waits, and reads.
+lifts when a process dies, keeps two processes from making it twice: the second waits and reads, or turns to something
+else first. That there is no result, and why, is kept as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -20,11 +22,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from medvid_core.errors import ConfigError, DataError
+from medvid_core.errors import CacheError, ConfigError, DataError
 
 _RECORD = "entry.json"
 _YOUNG_NS = 2_000_000_000
 """A file changed so short ago may change again within one tick of its clock, unseen."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class BusyError(Exception):
+    """Another process is making the result that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Entry:
         seconds: how long it took.
         computed: whether it was made just now.
         remark: what is to be said of it, e.g. that it was found damaged and made anew.
+        failure: why nothing can be made of this input; empty: something was.
     """
 
     folder: Path
@@ -44,6 +52,7 @@ class Entry:
     seconds: float
     computed: bool = False
     remark: str = ""
+    failure: str = ""
 
 
 def default_root() -> Path:
@@ -91,10 +100,12 @@ class Cache:
 
     Args:
         root: the folder; made when first written to.
+        wait: whether to wait for a result that another process is making; else that is `BusyError`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, wait: bool = True) -> None:
         self.root = root
+        self.wait = wait
 
     def folder(self, key: str) -> Path:
         """Return where the result of a key is, or would be."""
@@ -123,29 +134,39 @@ class Cache:
             _write(place, {"seen": seen, "sha256": found})
         return found
 
-    def find(self, key: str) -> Entry | None:
-        """Return the result of a key; None where there is none, or a damaged one."""
-        return self._load(key)[0]
-
     def get(self, key: str, make: Callable[[Path], Mapping[str, Any]]) -> Entry:
         """Return the result of a key, made by ``make`` if there is none: it writes files into the folder it is given.
 
-        Where another process is at it, this waits for it.
+        A `DataError` of ``make`` is kept, and raised again the next time, unless something else caused it, such as a
+        file that could not be read for once.
 
         Raises:
-            DataError: the cache cannot be written to; or whatever ``make`` raises, and then nothing is kept.
+            DataError: nothing can be made of this input. CacheError: the cache cannot be written to, or its disk is
+                full. BusyError: another process is at it, and this shall not wait. Or whatever else ``make`` raises,
+                and then nothing is kept.
         """
         entry, _ = self._load(key)
-        if entry is not None:
-            return entry
-        with self._locked(key):
-            entry, damage = self._load(key)
-            return entry if entry is not None else self._make(key, make, damage)
+        if entry is None:
+            with self._locked(key, self.wait) as mine:
+                if not mine:
+                    raise BusyError(key)
+                entry, damage = self._load(key)
+                if entry is None:
+                    return self._make(key, make, damage)
+        if entry.failure:
+            raise DataError(entry.failure)
+        return entry
 
     def sweep(self) -> None:
-        """Remove what processes that died have left half made."""
+        """Remove what processes that died have left half made.
+
+        Raises:
+            CacheError: the folder cannot be read, or takes no locks.
+        """
         unfinished = self.root / "unfinished"
-        for folder in unfinished.iterdir() if unfinished.is_dir() else ():
+        with self._writing():
+            folders = list(unfinished.iterdir()) if unfinished.is_dir() else []
+        for folder in folders:
             with self._locked(folder.name, wait=False) as mine:
                 if mine:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -162,24 +183,53 @@ class Cache:
             for name, (size, sha256) in record["files"].items():
                 if os.path.getsize(folder / name) != size or self.file_hash(folder / name) != sha256:
                     return None, f"{name} is not what was written"
-            return Entry(folder, record["content"], float(record["seconds"])), ""
+            return Entry(
+                folder, record["content"], float(record["seconds"]), failure=str(record.get("failure", ""))
+            ), ""
         except (OSError, DataError, KeyError, TypeError, ValueError, AttributeError):
             return None, "a file is missing, or its record cannot be understood"
 
     def _make(self, key: str, make: Callable[[Path], Mapping[str, Any]], damage: str) -> Entry:
-        final, unfinished = self.folder(key), self.root / "unfinished" / key
+        """Make a result, and keep it; or keep why there is none."""
+        unfinished = self.root / "unfinished" / key
         started = time.perf_counter()
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            unfinished.mkdir(parents=True)
-            content = make(unfinished)
+            with self._writing():
+                unfinished.mkdir(parents=True)
+            try:
+                content = self._made(make, unfinished)
+            except DataError as error:
+                if error.__cause__ is None:  # else another day may bring another answer
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    with self._writing():
+                        unfinished.mkdir(parents=True)
+                    self._keep(key, {}, started, str(error))
+                raise
+            return self._keep(key, content, started, damage=damage)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _made(self, make: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """Let a result be made; only of a full disk is it sure that the cache is at fault."""
+        try:
+            return make(folder)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._unwritable(error) from error
+            raise
+
+    def _keep(self, key: str, content: Mapping[str, Any], started: float, failure: str = "", damage: str = "") -> Entry:
+        """Put what was made in its place, all at once."""
+        final, unfinished = self.folder(key), self.root / "unfinished" / key
+        with self._writing():
             files = {}
             for path in sorted(unfinished.iterdir()):
                 _sync(path)
                 with open(path, "rb") as file:
                     files[path.name] = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
             seconds = round(time.perf_counter() - started, 3)
-            record = {"content": plain(content), "seconds": seconds, "files": files}
+            record = {"content": plain(content), "failure": failure, "seconds": seconds, "files": files}
             (unfinished / _RECORD).write_text(json.dumps(record), "utf-8")
             _sync(unfinished / _RECORD)
             _sync(unfinished)
@@ -187,12 +237,8 @@ class Cache:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished, final)
             _sync(final.parent)
-        except OSError as error:
-            raise DataError(f"The cache {self.root} cannot be written to: {error}. Name another: cache=DIR.") from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
         remark = f"the kept result {final} was damaged ({damage}) and was made anew" if damage else ""
-        return Entry(final, record["content"], seconds, computed=True, remark=remark)
+        return Entry(final, record["content"], seconds, computed=True, remark=remark, failure=failure)
 
     @contextmanager
     def _locked(self, key: str, wait: bool = True) -> Iterator[bool]:
@@ -201,24 +247,39 @@ class Cache:
             import fcntl
         except ImportError as error:
             raise ConfigError("Preparing videos needs file locks as Linux and macOS have them.") from error
-        file = self._lock_file(key)
-        try:
+        with self._lock_file(key) as file:  # its end lifts the lock
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                mine = True
             except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            file.close()  # lifts the lock
+                mine = False
+            except OSError as error:
+                raise CacheError(
+                    f"The file system of the cache {self.root} takes no locks: {error}. Name a folder on another, such "
+                    "as a disk of this machine: cache=DIR."
+                ) from error
+            yield mine
 
     def _lock_file(self, key: str) -> IO[bytes]:
         path = self.root / "locks" / key
-        try:
+        with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             return open(path, "ab")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say of a fault of the disk that it is one of the cache."""
+        try:
+            yield
         except OSError as error:
-            raise DataError(f"The cache {self.root} cannot be written to: {error}. Name another: cache=DIR.") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CacheError:
+        if error.errno in _FULL:
+            return CacheError(
+                f"The disk of the cache {self.root} is full: {error}. Make room, or name another: cache=DIR."
+            )
+        return CacheError(f"The cache {self.root} cannot be written to: {error}. Name another: cache=DIR.")
 
 
 def files_key(cache: Cache, paths: Sequence[str]) -> list[str]:

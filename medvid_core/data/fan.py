@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +75,51 @@ def fan_box(case: Case, how: str) -> Box | None:
     if how == "none":
         return None
     video = case.streams["video"]
-    path = "" if how == "estimate" else fan_mask(case)
+    path = "" if how == "estimate" else _required_mask(case, how)
+    return _masked_box(path, _changed(path), video) if path else _estimated_box(video, case.frames)
+
+
+def check_fans(cases: Sequence[Case], how: str) -> None:
+    """Refuse fan masks that `fan_box` would, before anything is trained; only their headers are read.
+
+    A video that cannot be read is passed over: it costs its case, where it is read.
+
+    Args:
+        cases: the videos.
+        how: as of `fan_box`.
+
+    Raises:
+        DataError: a fan mask is missing, or of another size than the frames; or cannot be read.
+    """
+    for case in cases if how in ("mask", "auto") else ():
+        if path := _required_mask(case, how):
+            _fits(path, case.streams["video"])
+
+
+def _required_mask(case: Case, how: str) -> str:
+    """The file of the fan mask; empty where there is none and none is asked for."""
+    path = fan_mask(case)
     if how == "mask" and not path:
         raise DataError(
-            f"Case {case.case_id!r} has no fan mask, which clip.fan_crop=mask asks for: {_expected(video)}. Add it, or "
-            "set clip.fan_crop=auto, which estimates the sector where there is no mask."
+            f"Case {case.case_id!r} has no fan mask, which clip.fan_crop=mask asks for: "
+            f"{_expected(case.streams['video'])}. Add it, or set clip.fan_crop=auto, which estimates the sector where "
+            "there is no mask."
         )
-    return _masked_box(path, _changed(path), video) if path else _estimated_box(video, case.frames)
+    return path
+
+
+def _fits(path: str, video: Source) -> None:
+    """Refuse a fan mask of another size than the frames."""
+    found = frame_files.size(path)
+    try:
+        size = image_size(video)
+    except DataError:
+        return
+    if found != size:
+        raise DataError(
+            f"The fan mask {path} is {found[1]}x{found[0]} pixels while the frames are {size[1]}x{size[0]}. "
+            "Draw it on a frame of the clip, or set clip.fan_crop=estimate."
+        )
 
 
 def fan_mask(case: Case) -> str:
@@ -124,14 +162,9 @@ def _changed(path: str) -> int:
 @functools.lru_cache(maxsize=4096)
 def _masked_box(path: str, changed: int, video: Source) -> Box:
     """The rectangle around a fan mask."""
+    _fits(path, video)
     raw = frame_files.read_raw_mask(path)
     raw = raw.max(axis=-1) if raw.ndim == 3 else raw
-    size = image_size(video)
-    if raw.shape != size:
-        raise DataError(
-            f"The fan mask {path} is {raw.shape[1]}x{raw.shape[0]} pixels while the frames are {size[1]}x{size[0]}. "
-            "Draw it on a frame of the clip, or set clip.fan_crop=estimate."
-        )
     if not raw.any():
         raise DataError(f"The fan mask {path} is empty: no pixel is above 0. Draw it anew, or remove it.")
     return around(raw > raw.max() / 2)  # half: a mask stored as JPEG is not quite black outside

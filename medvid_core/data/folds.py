@@ -16,16 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from medvid_core.config import SplitConfig
-from medvid_core.data.clip import UNLABELLED, Case
-from medvid_core.data.loader import read_case_masks
-from medvid_core.data.readers import image_size
+from medvid_core.data.clip import Case
+from medvid_core.data.contents import Content, known_classes
 from medvid_core.errors import ConfigError, DataError, did_you_mean
 from medvid_core.specs import OutputSpec
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
-_FRAMES_AT_ONCE = 32
 _VALIDATION_DRAWS = 100
 _OF_A_CASE = ("classification", "ordinal", "multilabel", "anomaly", "regression")
 """Tasks whose target says by itself what cases shall be spread over the folds."""
@@ -55,16 +54,16 @@ class Folds:
         known = {} if np.isnan(self.imbalance) else {"imbalance": round(self.imbalance, 4)}
         return {"made_with": dict(self.made_with), **known, "held_out": list(self.held_out), "folds": folds}
 
+    def ids(self, fold: int | None) -> dict[str, set[str]]:
+        """Return the ids of the cases of each part of a fold; of None all that any fold trains on, and the held out."""
+        val, test = (set(), self.held_out) if fold is None else (set(self.val[fold]), self.test[fold])
+        out = {*val, *test, *self.held_out}
+        return {"train": {name for names in self.test for name in names} - out, "val": val, "test": set(test)}
+
     def parts(self, cases: Sequence[Case], fold: int | None) -> dict[str, list[Case]]:
-        """Return train, val and test of a fold, in the order of ``cases``; of None all that any fold trains on."""
-        names = {"val": set(), "test": set(self.held_out)} if fold is None else {}
-        if fold is not None:
-            names = {"val": set(self.val[fold]), "test": set(self.test[fold])}
-        out = {*names["val"], *names["test"], *self.held_out}
-        return {
-            "train": [case for case in cases if case.case_id not in out],
-            **{part: [case for case in cases if case.case_id in members] for part, members in names.items()},
-        }
+        """Return the cases of `ids`, in the order of ``cases``."""
+        ids = self.ids(fold)
+        return {part: [case for case in cases if case.case_id in names] for part, names in ids.items()}
 
 
 def stratified_folds(
@@ -127,66 +126,6 @@ def imbalance_of(fold: Integers, shares: Floats, weights: Floats) -> float:
     return float(np.sum(found) / len(np.unique(fold)))
 
 
-@dataclass(frozen=True)
-class Content:
-    """What is known of a case that folds shall share evenly.
-
-    Attributes:
-        classes: names of the classes that stand in it, as ``output: class``.
-        shares: of masks, share of the annotated pixels of each foreground class.
-        presence: of masks, share of the annotated frames in which each foreground class stands.
-        annotated: number of frames with masks; 1 where masks are not predicted.
-    """
-
-    classes: frozenset[str]
-    shares: tuple[float, ...] = ()
-    presence: tuple[float, ...] = ()
-    annotated: int = 1
-
-
-def content_of(case: Case, outputs: Sequence[OutputSpec]) -> Content:
-    """Look at the targets of a case and, where masks are predicted, at all of its masks."""
-    classes = {f"{output.name}: {name}" for output in outputs for name in _known_classes(case, output)}
-    masks = next((output for output in outputs if output.task == "segmentation"), None)
-    if masks is None:
-        return Content(frozenset(classes))
-    names = masks.classes if len(masks.classes) == 1 else masks.classes[1:]
-    frames = [frame for frame in range(case.frames) if case.is_labelled(frame)]
-    pixels, present, known = np.zeros(len(names)), np.zeros(len(names)), 0
-    try:
-        size = image_size(case.streams["video"]) if frames else (1, 1)
-        for start in range(0, len(frames), _FRAMES_AT_ONCE):
-            found, _ = read_case_masks(case, frames[start : start + _FRAMES_AT_ONCE], size)
-            where = np.stack([found == number for number in range(1, len(names) + 1)])
-            pixels += where.sum((1, 2, 3))
-            present += where.any((2, 3)).sum(1)
-            known += int((found != UNLABELLED).sum())
-    except DataError:  # a corrupt file costs its case, as in training and evaluation
-        return Content(frozenset(classes), (0.0,) * len(names), (0.0,) * len(names), 0)
-    classes |= {f"{masks.name}: {name}" for name, count in zip(names, present, strict=True) if count}
-    return Content(
-        frozenset(classes),
-        tuple(pixels / max(1, known)),
-        tuple(present / max(1, len(frames))),
-        len(frames),
-    )
-
-
-def _known_classes(case: Case, output: OutputSpec) -> Iterable[str]:
-    """Return the classes that are true of a case, or of a frame of it."""
-    if output.task == "frame_classification":
-        values = np.asarray(case.frame_targets.get(output.name, ()), np.float64)
-        return {output.classes[int(value)] for value in values[~np.isnan(values)]}
-    if output.name not in case.targets:
-        return ()
-    if output.task == "classification":
-        return (output.classes[int(np.asarray(case.targets[output.name]))],)
-    if output.task == "multilabel":
-        values = np.asarray(case.targets[output.name], np.float64)
-        return {name for name, value in zip(output.classes, values, strict=True) if value > 0}
-    return ()
-
-
 def strata(
     cases: Sequence[Case], outputs: Sequence[OutputSpec], contents: Sequence[Content], stratify: str
 ) -> list[tuple[str, ...]]:
@@ -234,7 +173,7 @@ def _target_word(case: Case, output: OutputSpec) -> str:
     if output.name not in case.targets:
         return "unknown"
     if output.task == "multilabel":
-        return "+".join(sorted(_known_classes(case, output))) or "no label"
+        return "+".join(sorted(known_classes(case, output))) or "no label"
     return output.classes[int(np.asarray(case.targets[output.name]))]
 
 
@@ -256,8 +195,9 @@ def make_folds(
 ) -> Folds:
     """Divide cases into folds, and take the validation cases of each out of the others.
 
-    Of ``config.attempts`` shuffles, with seeds from ``config.seed`` on, the most even is taken (`imbalance_of`); with 0
-    groups are not shuffled. Validation cases: the most even of some random draws of whole groups.
+    Of ``config.attempts`` shuffles, with seeds from ``config.seed`` on, the most even is taken (`imbalance_of`) among
+    those in which the fewest folds train, then test, without a class; with 0 groups are not shuffled. Validation cases:
+    of some random draws of whole groups likewise.
 
     Args:
         cases: those to divide.
@@ -281,18 +221,18 @@ def make_folds(
     labels = ["_".join(each) for each in words]
     weights = np.array([max(1, content.annotated) for content in contents], np.float64)
     shares = _shares(words, contents)
+    holds = _holds(contents)
     seeds: list[int | None] = [config.seed + number for number in range(config.attempts)]
     tried = [stratified_folds(groups, labels, count, seed, weights) for seed in seeds or [None]]
-    uneven = [imbalance_of(fold, shares, weights) for fold in tried]
-    fold = tried[int(np.argmin(uneven))]
+    fold = min(tried, key=lambda fold: (*_lacking(fold, holds), imbalance_of(fold, shares, weights)))
     ids = np.array([case.case_id for case in cases])
-    validation = [_validation(groups, fold != number, shares, weights, config, number) for number in range(count)]
+    validation = [_validation(groups, fold != n, shares, weights, holds, config, n) for n in range(count)]
     return Folds(
         test=tuple(tuple(ids[fold == number].tolist()) for number in range(count)),
         val=tuple(tuple(ids[part].tolist()) for part in validation),
         held_out=tuple(held_out),
         made_with=made_with(count, config),
-        imbalance=min(uneven),
+        imbalance=imbalance_of(fold, shares, weights),
     )
 
 
@@ -318,24 +258,42 @@ def _shares(words: Sequence[tuple[str, ...]], contents: Sequence[Content]) -> Fl
     return np.array([*columns, *presence], np.float64).reshape(-1, len(words)).T
 
 
+def _holds(contents: Sequence[Content]) -> Bools:
+    """Return which case holds which class, [N,K]."""
+    labels = sorted({label for content in contents for label in content.classes})
+    return np.array([[label in content.classes for label in labels] for content in contents], bool)
+
+
+def _lacking(fold: Integers, holds: Bools) -> tuple[int, int]:
+    """Return how many classes folds train and test without, summed over folds."""
+    numbers = np.unique(fold)
+    train = sum(int((~holds[fold != number].any(0)).sum()) for number in numbers)
+    return train, sum(int((~holds[fold == number].any(0)).sum()) for number in numbers)
+
+
 def _validation(
     groups: npt.NDArray[Any],
-    rest: npt.NDArray[np.bool_],
+    rest: Bools,
     shares: Floats,
     weights: Floats,
+    holds: Bools,
     config: SplitConfig,
     fold: int,
-) -> npt.NDArray[np.bool_]:
-    """Return which cases a fold validates on, [N]: of draws from the groups it does not test, the most even one."""
+) -> Bools:
+    """Return which cases a fold validates on, [N]: of draws from the groups it does not test, the most even one.
+
+    One that leaves a class for training comes before one that does not.
+    """
     names = np.unique(groups[rest])
     count = min(max(round(config.val * len(names)), 1), len(names) - 1) if config.val > 0 else 0
-    best, least = np.zeros(len(groups), bool), np.inf
+    best, least = np.zeros(len(groups), bool), (np.inf, np.inf)
     rng = np.random.default_rng([config.seed, fold])
     for _ in range(_VALIDATION_DRAWS if count else 0):
         drawn = np.isin(groups, rng.permutation(names)[:count]) & rest
-        uneven = imbalance_of(drawn[rest].astype(np.int64), shares[rest], weights[rest])
-        if uneven < least:
-            best, least = drawn, uneven
+        lost = int((~holds[rest & ~drawn].any(0)).sum())
+        found = (lost, imbalance_of(drawn[rest].astype(np.int64), shares[rest], weights[rest]))
+        if found < least:
+            best, least = drawn, found
     return best
 
 
@@ -448,21 +406,25 @@ def check_classes(folds: Folds, contents: Mapping[str, Content], where: str) -> 
     Raises:
         DataError: naming fold and class.
     """
-    held_out = set(folds.held_out)
-    everything = frozenset[str]().union(
-        *(content.classes for name, content in contents.items() if name not in held_out)
-    )
-    for number, (test, val) in enumerate(zip(folds.test, folds.val, strict=True)):
-        out = {*test, *val, *held_out}
-        train = frozenset[str]().union(*(content.classes for name, content in contents.items() if name not in out))
-        if missing := sorted(everything - train):
-            label = missing[0]
-            holders = [name for name, content in contents.items() if label in content.classes and name not in held_out]
-            raise DataError(
-                f"{where}: no training case of fold {number} holds {label} (cases that do: {', '.join(holders[:5])}"
-                f"{', …' if len(holders) > 5 else ''}). Move some of them to another fold or out of 'val', divide into "
-                "fewer folds (--folds), or leave the class out."
-            )
+    for number, missing in lacking(folds, contents, "train").items():
+        label, held_out = missing[0], set(folds.held_out)
+        holders = [name for name, content in contents.items() if label in content.classes and name not in held_out]
+        raise DataError(
+            f"{where}: no training case of fold {number} holds {label} (cases that do: {', '.join(holders[:5])}"
+            f"{', …' if len(holders) > 5 else ''}). Move some of them to another fold or out of 'val', divide into "
+            "fewer folds (--folds), or leave the class out."
+        )
+
+
+def lacking(folds: Folds, contents: Mapping[str, Content], part: str) -> dict[int, list[str]]:
+    """Return, by fold, the classes that no case of a part holds though the data do; only folds that lack any."""
+
+    def classes(names: Iterable[str]) -> frozenset[str]:
+        return frozenset[str]().union(*(contents[name].classes for name in names if name in contents))
+
+    everything = classes(name for names in folds.test for name in names)
+    found = {number: sorted(everything - classes(folds.ids(number)[part])) for number in range(len(folds.test))}
+    return {number: missing for number, missing in found.items() if missing}
 
 
 def split_by_file(cases: Sequence[Case], config: SplitConfig) -> dict[str, list[Case]]:

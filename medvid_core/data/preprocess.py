@@ -9,7 +9,7 @@ from typing import Any
 
 from medvid_core.config import NO_PREPROCESSOR, Chosen
 from medvid_core.data.clip import Case, Sample
-from medvid_core.data.stages import Stage, made_ready, wanted
+from medvid_core.data.stages import Stage, all_ready, wanted
 from medvid_core.errors import ConfigError
 from medvid_core.plugins import Registry
 from medvid_core.specs import PreprocessorSpec, resolve
@@ -77,7 +77,7 @@ def plan_preparation(registry: Registry, chosen: Chosen, streams: Sequence[str])
         name=provided.full_name,
         settings=dataclasses.asdict(chosen.config),
         version=f"{provided.full_name} {spec.version}",
-        stages=tuple(map(made_ready, wanted(stages, ("video", *streams)))),
+        stages=all_ready(wanted(stages, ("video", *streams))),
     )
 
 

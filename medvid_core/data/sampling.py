@@ -83,6 +83,16 @@ def covering_starts(frames: int, clip: ClipConfig, overlap: int = 0) -> list[int
     return sorted(starts)
 
 
+def centred_starts(frames: int, clip: ClipConfig) -> list[int]:
+    """Return the first frames, rising, of one window for each frame of a video, with that frame in the middle.
+
+    The middle is number (T - 1) // 2 counted from zero. Windows of the first and last frames reach beyond the video;
+    `window` says what fills them.
+    """
+    before = clip.stride * ((clip.frames - 1) // 2)
+    return list(range(-before, frames - before))
+
+
 def training_items(cases: Sequence[Case], clip: ClipConfig, outputs: Sequence[OutputSpec]) -> list[ClipItem]:
     """List the clips of one epoch as ``clip.sampling`` says, of the cases that know anything of the outputs.
 
@@ -99,8 +109,8 @@ def training_items(cases: Sequence[Case], clip: ClipConfig, outputs: Sequence[Ou
         elif clip.sampling == "equispaced":
             starts = [int(start) for start in np.linspace(0, last, clip.per_case)]
         elif clip.sampling == "dense":
-            before = clip.stride * ((clip.frames - 1) // 2)
-            starts = [frame - before for frame in range(case.frames) if _supervised(case, frame)]
+            centred = enumerate(centred_starts(case.frames, clip))
+            starts = [start for frame, start in centred if _supervised(case, frame)]
         else:
             starts = [*covering_starts(case.frames, clip)]
         items += [ClipItem(number, start) for start in starts if start is None or _holds_label(case, start, clip)]

@@ -17,7 +17,7 @@ import torch
 from medvid_core.data.cache import Cache, Entry, files_key, key_of, plain
 from medvid_core.data.clip import Array, Case, Source
 from medvid_core.data.readers import frame_times, read_images, read_stream, stored
-from medvid_core.errors import DataError
+from medvid_core.errors import ConfigError, DataError
 
 __all__ = ["Made", "Stage", "Work"]
 
@@ -51,6 +51,8 @@ class Stage:
         ready: called before anything is computed, and only where the stage is needed; returns further settings, such
             as the hash of a file of weights. `ConfigError`: something is not at hand.
         version: change it whenever the same input and settings give another result.
+        details_of: earlier stages whose ``details`` it reads; what others said is then kept from it, so that a change
+            there leaves its result as it is. None: those of every earlier stage.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     ready: Callable[[], Mapping[str, Any]] | None = None
     version: str = "1"
+    details_of: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class Work:
     Attributes:
         case: as earlier stages left it.
         source: as the data set has it.
-        details: what each earlier stage said, by its name.
+        details: what earlier stages said, by name: those that the stage asked for (`Stage.details_of`).
         folder: where files of the result go.
         device: where to compute.
         written: kind and file of the streams written so far, by name.
@@ -133,21 +136,34 @@ class Prepared:
 
 def wanted(stages: Sequence[Stage], streams: Iterable[str]) -> list[Stage]:
     """Return the stages, in order, that streams call for: their makers, and the makers of what those read."""
-    asked, found = set(streams), []
+    asked, told, found = set(streams), set[str](), []
     for stage in reversed(stages):
-        if asked & set(stage.provides):
+        if asked & set(stage.provides) or stage.name in told:
             found.append(stage)
             asked |= set(stage.requires)
+            told |= set(stage.details_of or ())
     return found[::-1]
 
 
-def made_ready(stage: Stage) -> Stage:
-    """Return the stage with all of its settings.
+def all_ready(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+    """Return stages with all of their settings.
 
     Raises:
-        ConfigError: something that it needs is not at hand.
+        ConfigError: something that they need is not at hand; the text names all that is missing.
     """
-    return stage if stage.ready is None else replace(stage, settings={**stage.settings, **stage.ready()}, ready=None)
+    ready, missing = [], []
+    for stage in stages:
+        try:
+            ready.append(
+                stage
+                if stage.ready is None
+                else replace(stage, settings={**stage.settings, **stage.ready()}, ready=None)
+            )
+        except ConfigError as error:
+            missing.append(str(error))
+    if missing:
+        raise ConfigError("\n".join(missing))
+    return tuple(ready)
 
 
 def prepare_case(
@@ -163,7 +179,7 @@ def prepare_case(
         version: of the preprocessor: a part of every key.
 
     Raises:
-        DataError: the case cannot be prepared, or the cache not be written to.
+        DataError: the case cannot be prepared. CacheError: the cache cannot be written to.
     """
     now, notes = case, list[str]()
     keys: dict[str, str] = {}
@@ -171,17 +187,18 @@ def prepare_case(
     makers: dict[str, str] = {}
     computed, seconds = 0, 0.0
     for stage in stages:
+        heard = details if stage.details_of is None else {name: details[name] for name in stage.details_of}
         own = [name for name in stage.requires if name not in makers]
         keys[stage.name] = key = key_of(
             {
                 "preprocessor": version,
                 "stage": [stage.name, stage.version, stage.settings],
                 "reads": {name: keys[makers[name]] for name in stage.requires if name in makers},
-                "details": [keys[name] for name in details],  # a stage may look at what any earlier one said
+                "details": [keys[name] for name in heard],
                 "data": identity(case, own, cache),
             }
         )
-        entry = cache.get(key, _maker(stage, now, case, details, device))
+        entry = cache.get(key, _maker(stage, now, case, heard, device))
         now = _after(now, entry)
         details[stage.name] = entry.content["details"]
         makers |= dict.fromkeys(entry.content["streams"], stage.name)

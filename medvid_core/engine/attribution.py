@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -29,6 +29,9 @@ STEPS = (32, 128)
 
 CLOSED = 0.05
 """How far off the sum of attributions may be, in parts of what it should be, to be said to add up."""
+
+COARSE = 4
+"""Maps of fewer rows or columns than this do not say where."""
 
 NOT = "not "
 """In front of a class: what speaks against it."""
@@ -165,11 +168,13 @@ class Attribution:
         maps: by stream, how much every pixel speaks for what is asked, float [T,H,W], on the CPU.
         attributed: sum of all maps; None where it has no meaning.
         difference: what the sum should be: the value of the clip less that of the baseline.
+        sizes: by stream, frames, height and width of the maps as they were found; empty: those of the clip.
     """
 
     maps: Mapping[str, Tensor]
     attributed: float | None = None
     difference: float | None = None
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -253,7 +258,7 @@ class GradCam:
         streams = read_streams(batch, self.info)
         followed = {**batch, **{name: value.clone().requires_grad_() for name, value in streams.items()}}
         frames, (height, width) = batch["frame_real"].shape[1], batch["video"].shape[-2:]
-        found = {}
+        found, sizes = {}, {}
         for stream, compute in self.maps.items():
             try:
                 maps = compute(followed)
@@ -261,8 +266,9 @@ class GradCam:
                 raise self._useless(self.layers[stream], "has no part in what is asked") from error
             except ValueError as error:
                 raise self._useless(self.layers[stream], str(error)) from error
+            sizes[stream] = (maps.shape[0], maps.shape[1], maps.shape[2])
             found[stream] = at_frames(maps, (frames, height, width)).cpu()
-        return Attribution(found)
+        return Attribution(found, sizes=sizes)
 
     def _useless(self, layer: str, why: str) -> ConfigError:
         return ConfigError(

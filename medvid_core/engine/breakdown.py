@@ -12,6 +12,7 @@ from medvid_core.engine.contrast import Metrics, RunsCase, Value, values_of
 from medvid_core.engine.scoring import CaseRow
 from medvid_core.errors import ConfigError, did_you_mean
 from medvid_core.metrics.statistics import RESAMPLES
+from medvid_core.metrics.thresholds import at_best_thresholds
 
 MOST_PARTS = 40
 """A column with more different values is no division."""
@@ -133,13 +134,10 @@ def _part(
     higher_is_better: Mapping[str, bool],
     resamples: int,
 ) -> Part:
+    own = [{name: row.get(name, math.nan) for name in columns} for row in rows]
+    own = at_best_thresholds(metrics, own, [row.curves for row in rows])  # a part has a best threshold of its own
     cases = [
-        RunsCase(
-            case_id=row["case_id"],
-            group_id=row["group_id"],
-            rows=({name: row.get(name, math.nan) for name in columns},),
-            scored=(row.scored,),
-        )
-        for row in rows
+        RunsCase(case_id=row["case_id"], group_id=row["group_id"], rows=(values,), scored=(row.scored,))
+        for row, values in zip(rows, own, strict=True)
     ]
     return Part(value, rows, values_of(cases, metrics, higher_is_better, resamples) if cases else {})

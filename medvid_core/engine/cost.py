@@ -108,7 +108,7 @@ class Cost:
         parameters: all of them.
         trained_parameters: those that training changed.
         gflop_per_clip: operations of one clip in 10⁹, two for a multiplication with an addition.
-        gflop_per_frame: the same by frame.
+        gflop_per_frame: the same by frame that is predicted from it: all, or with ``clip.blend=centre`` one.
         latency_s: median seconds of one clip by itself.
         latency_p95_s: 95th percentile.
         latency_min_s: the fastest call: what a busy machine disturbs least.
@@ -182,7 +182,7 @@ def measure_cost(
         parameters=parameters,
         trained_parameters=record.get("model", {}).get("trained_parameters", parameters),
         gflop_per_clip=counted.executed / 1e9,
-        gflop_per_frame=counted.executed / 1e9 / info.frames,
+        gflop_per_frame=counted.executed / 1e9 / (1 if info.blend == "centre" else info.frames),
         latency_s=statistics.median(times),
         latency_p95_s=float(np.percentile(times, 95)),
         latency_min_s=min(times),

@@ -10,24 +10,27 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from medvid_core.config import Composed, compose
-from medvid_core.data.folds import Folds
-from medvid_core.engine.cv_folds import agree_on_folds, check_trained
+from medvid_core.config import Composed, compose, read_config_file
+from medvid_core.engine.cv_folds import Divided, agree_on_folds, check_trained
 from medvid_core.engine.ensemble import FOLDS
-from medvid_core.engine.finished import FinishedRun, read_finished
-from medvid_core.engine.grid import Point, points_of
+from medvid_core.engine.finished import FinishedRun, has_finished, read_finished
+from medvid_core.engine.grid import Point, check_alike, points_of
 from medvid_core.engine.pooled import CrossValidation, Final, GridPoint, as_float, best_epoch, pool
 from medvid_core.engine.progress import Progress
-from medvid_core.engine.setup import accelerator, model_info, open_data
-from medvid_core.engine.train_many import check_settings, train_or_resume
+from medvid_core.engine.setup import accelerator
+from medvid_core.engine.train import start_of
+from medvid_core.engine.train_many import check_data, check_settings, train_or_resume
 from medvid_core.errors import ConfigError, DataError, MedvidError
 from medvid_core.metrics.statistics import RESAMPLES
 from medvid_core.plugins import Registry
 
+FINAL = "final"
+"""Folder of the model that is trained on all cases."""
 _PLACE = ("split.file",)
 """What may differ between a run and the settings it is gone on with: the folder may have moved."""
 
@@ -69,6 +72,29 @@ class _Plan:
     fold: int
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What all runs of a cross-validation share."""
+
+    model: str | None
+    data: str | None
+    out: Path
+    plugins: Registry
+    options: CvOptions
+    say: Say
+    divided: Divided
+    begun_from: Mapping[str, Any] | None
+
+    @property
+    def place(self) -> list[str]:
+        """Where the folds are, as words."""
+        return [f"split.file={json.dumps(str((self.out / FOLDS).resolve()))}"]
+
+    def compose(self, words: Sequence[str]) -> Composed:
+        """Return the configuration of a run."""
+        return compose(self.plugins, self.model, self.data, [*words, *self.place], self.options.config_file)
+
+
 def cross_validate(
     model: str | None,
     data: str | None,
@@ -100,36 +126,51 @@ def cross_validate(
     bases = [compose(plugins, model, data, [*same, *point.words], options.config_file) for point in points]
     first = bases[0]
     _check_options(options, first)
+    check_alike(points, bases)
     out = out or Path("runs") / f"cv-{first.model.name}-{first.dataset.name}"
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; it must be a folder. Choose another --out.")
-    folds = agree_on_folds(out, first, options.folds, progress)
+    divided = agree_on_folds(out, first, options.folds, plugins, progress)
+    folds = divided.folds
     used = range(len(folds.test) if options.max_folds is None else min(options.max_folds, len(folds.test)))
     if len(points) > 1 and any(not folds.val[fold] for fold in used):
         raise ConfigError(
             "Settings are chosen by validation cases, and a fold has none. Give it some (split.val), or give one value "
             "each."
         )
-    plans = _plans(model, data, same, points, out, folds, used, plugins, options)
+    job = _Job(model, data, out, plugins, options, progress.say, divided, start_of(options.weights, options.source))
+    plans = _plans(job, same, points, used)
     for number, plan in enumerate(plans, 1):
         name = f"{number} of {len(plans)}, {plan.point.name + ', ' if plan.point.name else ''}fold {plan.fold}"
-        _train(plan.directory, plan.composed, name, out, plugins, options, progress.say)
-    accelerator().wait_for_everyone()  # the record of the last run is written by the main process
+        _train(job, plan.directory, plan.composed, name, plan.fold)
     finished = {point.name: [read_finished(p.directory) for p in plans if p.point == point] for point in points}
     grid = [_grid_point(point, finished[point.name]) for point in points]
     best = _best(grid)
     if len(points) > 1:
         progress.say(f"chosen   {best.name}: validation {best.metric} {best.validation:.4f}")
-    final = None
-    if options.final:
-        chosen = next(point for point in points if point.name == best.name)
-        final = _final(model, data, [*same, *chosen.words], out, finished[best.name], plugins, options, progress.say)
+    chosen = next(point for point in points if point.name == best.name)
+    final = _final(job, [*same, *chosen.words], finished[best.name])
     if not accelerator().is_main_process:
         return out, None
     progress.say("pooling  the test cases of all folds")
-    found = pool(finished[best.name], folds, out, options.resamples)
+    found = pool(finished[best.name], divided, out, options.resamples)
     searched = tuple(grid) if len(points) > 1 else ()
     return out, dataclasses.replace(found, grid=searched, chosen=best.name, final=final)
+
+
+def explain(
+    model: str | None, data: str | None, settings: Sequence[str], plugins: Registry, config_file: Path | None
+) -> str:
+    """Return every setting with its origin, one a line; of a grid those of each point under its name.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+    """
+    same, points = points_of(settings)
+    bases = [compose(plugins, model, data, [*same, *point.words], config_file) for point in points]
+    check_alike(points, bases)
+    heads = [f"# {point.name}\n" if point.name else "" for point in points]
+    return "\n".join(head + composed.explain() for head, composed in zip(heads, bases, strict=True))
 
 
 def _check_options(options: CvOptions, composed: Composed) -> None:
@@ -150,53 +191,41 @@ def _check_options(options: CvOptions, composed: Composed) -> None:
         raise ConfigError("split.fold has no meaning here: every fold is tested once. Leave it out.")
 
 
-def _plans(
-    model: str | None,
-    data: str | None,
-    same: Sequence[str],
-    points: Sequence[Point],
-    out: Path,
-    folds: Folds,
-    used: Sequence[int],
-    plugins: Registry,
-    options: CvOptions,
-) -> list[_Plan]:
+def _plans(job: _Job, same: Sequence[str], points: Sequence[Point], used: Sequence[int]) -> list[_Plan]:
     """Return all runs, point by point and fold by fold; what can be refused is refused before the first begins."""
     plans = []
     for point in points:
-        folder = out / "grid" / point.name if point.name else out
+        folder = job.out / "grid" / point.name if point.name else job.out
         for fold in used:
-            words = [*same, *point.words, *_place(out), f"split.fold={fold}"]
-            composed = compose(plugins, model, data, words, options.config_file)
+            composed = job.compose([*same, *point.words, f"split.fold={fold}"])
             plan = _Plan(folder / f"fold{fold}", composed, point, fold)
-            check_settings(plan.directory, composed, but=_PLACE)
-            check_trained(plan.directory, folds, fold)
+            check_settings(plan.directory, composed, _PLACE, job.begun_from)
+            check_trained(plan.directory, job.divided, fold)
             plans.append(plan)
-        model_info(composed, plugins, open_data(composed))
+        check_data(composed, job.plugins)
+    if job.options.final:
+        check_trained(job.out / FINAL, job.divided, None)
+        check_data(job.compose([*same, *points[0].words]), job.plugins)
     return plans
 
 
-def _place(out: Path) -> list[str]:
-    """Return, as words, where the folds are."""
-    return [f"split.file={json.dumps(str((out / FOLDS).resolve()))}"]
-
-
-def _train(
-    directory: Path, composed: Composed, name: str, out: Path, plugins: Registry, options: CvOptions, say: Say
-) -> None:
+def _train(job: _Job, directory: Path, composed: Composed, name: str, fold: int | None) -> None:
     """Train a run or go on with it.
 
     Raises:
-        MedvidError: it was stopped.
+        MedvidError: it was stopped. DataError: none of its test cases could be scored.
     """
+    weights, source = job.options.weights, job.options.source
     try:
-        train_or_resume(directory, composed, name, plugins, say, options.weights, options.source, _place(out))
+        train_or_resume(directory, composed, name, job.plugins, job.say, weights, source, job.place)
     except MedvidError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise MedvidError(
                 f"Stopped in {directory}. Go on with the same medvid-run cv: what is finished is kept."
             ) from error
         raise
+    accelerator().wait_for_everyone()  # the record is written by the main process
+    check_trained(directory, job.divided, fold)
 
 
 def _grid_point(point: Point, runs: Sequence[FinishedRun]) -> GridPoint:
@@ -230,31 +259,40 @@ def _best(grid: Sequence[GridPoint]) -> GridPoint:
     return max(known, key=lambda point: point.validation if point.higher_is_better else -point.validation)
 
 
-def _final(
-    model: str | None,
-    data: str | None,
-    words: Sequence[str],
-    out: Path,
-    runs: Sequence[FinishedRun],
-    plugins: Registry,
-    options: CvOptions,
-    say: Say,
-) -> Final:
-    """Train on all cases that are not held out, with no validation: the last weights are kept."""
+def _final(job: _Job, words: Sequence[str], runs: Sequence[FinishedRun]) -> Final | None:
+    """Train on all cases that are not held out, with no validation: the last weights are kept.
+
+    Without ``--final`` one that was trained before is told of, if it is what would be trained now.
+    """
+    directory, options = job.out / FINAL, job.options
+    there = has_finished(directory)
+    if not there and not options.final:
+        return None
+    epochs, reason = _epochs(runs, options.final_epochs)
+    if not options.final and (before := read_config_file(directory / "config.yaml")["train.epochs"]) != epochs:
+        epochs, reason = before, "as --final-epochs said"
+    composed = job.compose([*words, "train.patience=0", f"train.epochs={epochs}"])
+    try:
+        check_settings(directory, composed, _PLACE, job.begun_from)
+        check_trained(directory, job.divided, None)
+    except MedvidError as error:
+        if options.final:
+            raise
+        job.say(f"note     the final model is left out of the report: {error}")
+        return None
+    if options.final:
+        job.say(f"final    on all cases, {epochs} epochs: {reason}")
+        _train(job, directory, composed, "on all cases", None)
+    return Final(FINAL, epochs, reason)
+
+
+def _epochs(runs: Sequence[FinishedRun], wanted: int | None) -> tuple[int, str]:
+    """Return for how many epochs the final model is trained, and why."""
     best = [epoch for run in runs if (epoch := best_epoch(run)) is not None]
-    settings = [*words, *_place(out), "train.patience=0"]
-    reason = "as in the folds, which had no validation cases"
-    epochs = options.final_epochs
-    if epochs is not None:
-        reason = "as --final-epochs says"
-    elif best:
-        epochs = math.floor(statistics.fmean(best) + 0.5)  # epochs count from 1
-        reason = f"the mean of the best epochs of the folds ({', '.join(map(str, best))})"
-    if epochs is not None:
-        settings.append(f"train.epochs={epochs}")
-    composed = compose(plugins, model, data, settings, options.config_file)
-    directory = out / "final"
-    check_settings(directory, composed, but=_PLACE)
-    say(f"final    on all cases, {composed.config.train.epochs} epochs: {reason}")
-    _train(directory, composed, "on all cases", out, plugins, options, say)
-    return Final(str(directory.relative_to(out)), composed.config.train.epochs, reason)
+    if wanted is not None:
+        return wanted, "as --final-epochs says"
+    if not best:
+        return int(runs[0].settings["train.epochs"]), "as in the folds, of which none has a best epoch"
+    of = "" if len(best) == len(runs) else f"; {len(runs) - len(best)} fold(s) have none"
+    reason = f"the mean of the best epochs of the folds ({', '.join(map(str, best))}{of})"
+    return math.floor(statistics.fmean(best) + 0.5), reason  # epochs count from 1

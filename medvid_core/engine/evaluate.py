@@ -37,7 +37,7 @@ from medvid_core.models import describe
 from medvid_core.plugins import registry
 from medvid_core.specs import MetricSpec, OutputSpec
 
-SETTABLE = ("clip.overlap", "evaluate.", "metrics", "dataset.", "split.", "cache")
+SETTABLE = ("clip.overlap", "clip.blend", "evaluate.", "metrics", "dataset.", "split.", "cache")
 """Settings, or beginnings of such, that an evaluation takes; all others belong to the trained model."""
 
 
@@ -89,6 +89,7 @@ def evaluate(
             folder to write to is not empty; or there is no case to score.
     """
     from medvid_core.report.breakdown import in_lines, write_breakdowns
+    from medvid_core.report.crops import write_crops
     from medvid_core.report.evaluation import write_evaluation
 
     _check_settings(settings)
@@ -115,6 +116,7 @@ def evaluate(
         stride=info.stride,
         padding=info.padding,
         fan_crop=info.fan_crop,
+        blend=config.clip.blend if "clip.blend" in parse_overrides(settings) else info.blend,
     )
     check_prompt(composed.model, config.evaluate)
     progress = Progress(front.is_main_process)
@@ -156,6 +158,7 @@ def evaluate(
     summary = summarise(rows, scorer.metrics)
     if front.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        write_crops(folder, cases, clip.fan_crop, progress)
         write_tables(folder, rows, scorer.outputs)
         record = {
             "model": described(info, loaded),
@@ -172,6 +175,7 @@ def evaluate(
             },
             "evaluate": dataclasses.asdict(config.evaluate),
             "overlap": clip.overlap,
+            "blend": clip.blend,
             "metrics": list(metric_names(config.metrics, info.outputs)),
             "results": summary,
             "alarm_thresholds": alarms,

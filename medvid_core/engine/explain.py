@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medvid_core.data.clip import Case
-from medvid_core.data.loader import collate, to_device
-from medvid_core.data.sampling import covering_starts
+from medvid_core.data.loader import collate, frame_times, to_device
 from medvid_core.engine.attribution import (
     CLOSED,
+    COARSE,
     METHODS,
     NOT,
     Asked,
@@ -29,7 +31,7 @@ from medvid_core.engine.attribution import (
     predicted_question,
 )
 from medvid_core.engine.ensemble import Ensemble, runs_of
-from medvid_core.engine.inference import Blend, Windows, blend_weights, predict_case
+from medvid_core.engine.inference import Blend, Windows, predict_case
 from medvid_core.engine.opening import open_videos, prepared, require_free, write_folders
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines, write_json
@@ -55,6 +57,8 @@ class Explanation:
         attributed: sum of all maps, the mean over windows; None where it has no meaning.
         difference: what that should be, likewise.
         gap: the largest difference of the two in any window.
+        map_sizes: by stream, frames, height and width of a window's maps before they were enlarged to those of the
+            clip; empty: they were not.
     """
 
     question: Question
@@ -67,6 +71,13 @@ class Explanation:
     attributed: float | None = None
     difference: float | None = None
     gap: float | None = None
+    map_sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    @property
+    def coarse(self) -> list[str]:
+        """Height and width of maps that are too coarse to say where, each once."""
+        sizes = dict.fromkeys((height, width) for _, height, width in self.map_sizes.values())
+        return [f"{height}x{width}" for height, width in sizes if min(height, width) < COARSE]
 
 
 def explain(
@@ -131,7 +142,7 @@ def explain(
         predicted = predict_case(model, [chosen], case, opened.windows)[chosen.name]
         asked.question = question or predicted_question(chosen, predicted)
         found = explain_case(asked, how, case, opened.windows, predicted, question is None, progress)
-        progress.say(f"{case.case_id}: {answer_line(found)}")
+        progress.say(f"{case.case_id}: {answer_line(found)}{_size_words(found)}")
         for line in doubts(found):
             progress.say(f"note     {case.case_id}: {line}")
         write_explanation(folder, case, found, how, method, {"model": info.name, "overlap": overlap})
@@ -173,10 +184,7 @@ def explain_case(
     Raises:
         DataError: a frame cannot be read.
     """
-    starts, weights = (
-        covering_starts(case.frames, windows.clip, windows.clip.overlap),
-        blend_weights(windows.clip.frames),
-    )
+    starts, weights = windows.starts(case.frames), windows.weights
     blends: dict[str, Blend] = {}
     found: list[Attribution] = []
     sample: dict[str, Any] = {}
@@ -186,7 +194,7 @@ def explain_case(
             one = method.attribute(to_device(collate([sample]), windows.device))
         for name, maps in one.maps.items():
             blends.setdefault(name, Blend()).add_window(start, maps, weights, case.frames, windows.clip.stride)
-        found.append(Attribution({}, one.attributed, one.difference))
+        found.append(Attribution({}, one.attributed, one.difference, one.sizes))
     height, width = sample["source_size"].tolist()
     return Explanation(
         question=asked.question,
@@ -196,6 +204,7 @@ def explain_case(
         affine=sample["affine"],
         source_size=(height, width),
         windows=len(starts),
+        map_sizes=found[-1].sizes,
         **_completeness(found),
     )
 
@@ -228,16 +237,31 @@ def answer_line(found: Explanation) -> str:
     return f"{question.output.name}: {question.words}, probability {found.answer:.2f}{why}"
 
 
+def _size_words(found: Explanation) -> str:
+    """Return how large the maps of a window were, as the end of a line; empty where they were not enlarged."""
+    sizes = {stream: "x".join(map(str, size)) for stream, size in found.map_sizes.items()}
+    each = [f"{stream} {size}" for stream, size in sizes.items()] if len(set(sizes.values())) > 1 else sizes.values()
+    return f", maps {', '.join(dict.fromkeys(each))} (frames x height x width)" if sizes else ""
+
+
 def doubts(found: Explanation) -> list[str]:
     """Return what should be known before the maps are believed."""
+    lines = []
+    if found.coarse:
+        lines.append(
+            f"maps of {' and '.join(found.coarse)} places (height x width) are too coarse to say where. Train with a "
+            "larger clip.size, or use --method integrated-gradients"
+        )
     if not any(bool(maps.any()) for maps in found.maps.values()):
-        return [f"nothing speaks for {found.question.words}; ask what speaks against it with --class '{_other(found)}'"]
-    if found.gap is None or found.gap <= CLOSED * abs(found.difference or 0.0):
-        return []
-    return [
-        f"the maps of a window add up to {found.gap:.3g} more or less than they should (the mean is "
-        f"{found.difference:.3g}): gradients vary too much between baseline and clip to be relied upon"
-    ]
+        lines.append(
+            f"nothing speaks for {found.question.words}; ask what speaks against it with --class '{_other(found)}'"
+        )
+    elif found.gap is not None and found.gap > CLOSED * abs(found.difference or 0.0):
+        lines.append(
+            f"the maps of a window add up to {found.gap:.3g} more or less than they should (the mean is "
+            f"{found.difference:.3g}): gradients vary too much between baseline and clip to be relied upon"
+        )
+    return lines
 
 
 def _other(found: Explanation) -> str:
@@ -257,9 +281,11 @@ def _heat_lines(found: Explanation, how: Method, stream: str) -> tuple[list[str]
     if question.output.task == "regression":
         pro, con = ("lowers it", "raises it") if question.negated else ("raises it", "lowers it")
     colours = f"orange {pro}, blue {con}" if how.signed else f"orange {pro}"
-    nothing = [] if bool(maps.any()) else [f"nothing in this video {pro}"]
+    notes = [] if bool(maps.any()) else [f"nothing in this video {pro}"]
+    if found.coarse:
+        notes.append(f"{' and '.join(found.coarse)} places: too coarse to say where")
     curve = f"what a frame adds, {unit}" if how.signed else "strongest place of a frame"
-    return [answer_line(found), f"{how.title}{of}: {colours}", *nothing], curve
+    return [answer_line(found), f"{how.title}{of}: {colours}", *notes], curve
 
 
 def write_explanation(
@@ -294,15 +320,19 @@ def write_explanation(
         streams[stream] = {
             "video": f"{names[-1]}.webm",
             "stills": f"{names[-1]}.png",
+            "map_size": list(found.map_sizes.get(stream, maps.shape)),
             "unit": float(maps.abs().max()),
             "sum": float(maps.double().sum()),
             "frame_maximum": maps.flatten(1).amax(1).tolist(),
             "frame_sum": maps.double().flatten(1).sum(1).tolist(),
         }
+    times = frame_times(case, np.arange(case.frames))
     value = {"number" if question.output.task == "regression" else "probability": found.answer}
     record = {
         "case_id": case.case_id,
         "frames": case.frames,
+        "frame_index": list(case.source_frames) or list(range(case.frames)),
+        "time_s": [None if math.isnan(time) else round(time, 6) for time in times.tolist()],
         **more,
         "output": question.output.name,
         "task": question.output.task,
@@ -314,6 +344,7 @@ def write_explanation(
         "settings": how.settings(),
         "windows": found.windows,
         "streams": streams,
+        "notes": doubts(found),
     }
     if found.gap is not None:
         record["completeness"] = {"sum": found.attributed, "expected": found.difference, "largest_gap": found.gap}

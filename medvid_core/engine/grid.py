@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medvid_core.config import Composed, flatten
 from medvid_core.errors import ConfigError
 
 FIXED = {
@@ -20,6 +22,10 @@ FIXED = {
 }
 """Settings, or the sections they are in, that are the same at every point, with the reason."""
 _SECTIONS = ("dataset", "split", "evaluate")
+_ALIKE = ("metrics", "outputs", "evaluate.at", "evaluate.prompt", "dataset.*", "split.*")
+"""Settings that must come out the same at every point, whatever sets them: a preset sets several at once."""
+_SEEN = ("clip.size", "clip.fan_crop")
+"""And those that decide, with ``evaluate.at=model``, which pixels are scored."""
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -70,6 +76,29 @@ def points_of(settings: Sequence[str]) -> tuple[list[str], list[Point]]:
         name = "_".join(f"{_short(key, axes)}={value}" for key, value in pairs)
         points.append(Point(_folder(name, points), tuple(f"{key}={value}" for key, value in pairs)))
     return same, points
+
+
+def check_alike(points: Sequence[Point], composed: Sequence[Composed]) -> None:
+    """Refuse points that would be judged by different things: their values could not be compared.
+
+    Args:
+        points: of the grid.
+        composed: the settings of each.
+
+    Raises:
+        ConfigError: naming two points and the setting.
+    """
+    settings = [flatten(each.config.to_dict()) for each in composed]
+    first = settings[0]
+    patterns = [*_ALIKE, *(_SEEN if first["evaluate.at"] == "model" else ())]
+    for point, other in zip(points[1:], settings[1:], strict=True):
+        for key in sorted({*first, *other}):
+            if first.get(key) != other.get(key) and any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns):
+                pixels = " (evaluate.at=model scores the pixels the model sees)" if key in _SEEN else ""
+                raise ConfigError(
+                    f"The points {points[0].name} and {point.name} cannot be compared: {key} is {first.get(key)} in "
+                    f"one and {other.get(key)} in the other{pixels}. Give {key} one value for all."
+                )
 
 
 def split_values(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Run a model over a video of any length: overlapping windows, blended in time.
+"""Run a model over a video of any length: windows that overlap and are blended in time, or one for every frame.
 
 Masks come in fixed memory, as they are finished (`segment_case`); everything else is small, and comes at the end
 (`predict_case`). Evaluation and prediction both run through these, so they cannot disagree.
@@ -19,8 +19,9 @@ from medvid_core.data.clip import Case, Sample
 from medvid_core.data.loader import collate, load_sample, to_device
 from medvid_core.data.preprocess import Step
 from medvid_core.data.prompts import ModelPrompt, Prompt
-from medvid_core.data.sampling import covering_starts, window
+from medvid_core.data.sampling import centred_starts, covering_starts, window
 from medvid_core.engine.ensemble import Ensemble
+from medvid_core.engine.sliding import Sliding, slides
 from medvid_core.errors import ConfigError
 from medvid_core.losses.segmentation import probabilities
 from medvid_core.metrics.base import to_classes
@@ -33,7 +34,7 @@ class Windows:
     """How a video is cut into windows and read for a model.
 
     Attributes:
-        clip: length, stride and size of a window, and how many frames neighbours share.
+        clip: length, stride and size of a window, how many frames neighbours share, and how they are blended.
         spec: channels and normalisation.
         steps: preprocessors that add streams.
         batch_size: windows computed together, whatever the number of processes.
@@ -45,6 +46,30 @@ class Windows:
     steps: Sequence[Step]
     batch_size: int
     device: torch.device
+
+    def starts(self, frames: int) -> list[int]:
+        """Return the first frames, rising, of the windows of a video with so many frames."""
+        if self.clip.blend == "centre":
+            return centred_starts(frames, self.clip)
+        return covering_starts(frames, self.clip, self.clip.overlap)
+
+    @property
+    def weights(self) -> Tensor:
+        """How much each frame of a window counts, [T]: 0 where it is not used."""
+        if self.clip.blend == "centre":
+            return (torch.arange(self.clip.frames) == (self.clip.frames - 1) // 2).float()
+        return blend_weights(self.clip.frames)
+
+    def batches(self, case: Case) -> Iterator[tuple[list[int], list[Sample]]]:
+        """Yield first frames and samples of the windows that are computed together, in order.
+
+        Of a video that is read for the network alone, windows of neighbouring frames read no frame twice.
+        """
+        starts = self.starts(case.frames)
+        chunks = [starts[first : first + self.batch_size] for first in range(0, len(starts), self.batch_size)]
+        sliding = Sliding(case, self.clip, self.spec) if slides(self.clip, self.spec, self.steps) else None
+        for chunk in chunks:
+            yield chunk, [self.read(case, start) for start in chunk] if sliding is None else sliding.read(chunk)
 
     def read(self, case: Case, start: int, real_only: bool = False) -> Sample:
         """Return the window that begins at a frame, without annotation; ``real_only``: cut off where the video ends."""
@@ -92,7 +117,7 @@ class Blend:
     def add_window(self, start: int, values: Tensor, weights: Tensor, frames: int, stride: int) -> None:
         """Add the values [T,...] of a window; what lies outside the video is dropped."""
         for value, weight, frame in zip(values, weights.tolist(), itertools.count(start, stride), strict=False):
-            if 0 <= frame < frames:
+            if weight and 0 <= frame < frames:
                 self.add(frame, value, weight)
 
     def pop_before(self, frame: int) -> tuple[list[int], Tensor | None]:
@@ -121,7 +146,7 @@ def segment_case(
         for blocks in zip(*(segment_case(one, output, case, windows, prompts) for one in model), strict=True):
             yield replace(blocks[0], probabilities=torch.stack([block.probabilities for block in blocks]).mean(0))
         return
-    weights, stride = blend_weights(windows.clip.frames), windows.clip.stride
+    weights, stride = windows.weights, windows.clip.stride
     blend = Blend()
     for batch in _prompted(model, output, case, windows, prompts) if prompts else _batches(model, case, windows):
         values = probabilities(batch.outputs[output.name].float()).cpu()
@@ -139,7 +164,7 @@ def predict_case(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, wi
     What is predicted for a clip is averaged over the windows (with ``clip.overlap`` one less than ``clip.frames``:
     over every clip of the video, as EchoNet-Dynamic does). What is predicted for frames is that of one pass through the
     whole video where the model is causal, as a stream gives it; else it is blended over the windows, as it is wherever
-    ``clip.overlap`` asks for that. Of an `Ensemble` it is the mean over its models.
+    ``clip.overlap`` or ``clip.blend`` asks for that. Of an `Ensemble` it is the mean over its models.
 
     Raises:
         DataError: a frame cannot be read.
@@ -148,7 +173,8 @@ def predict_case(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, wi
         each = [predict_case(one, outputs, case, windows) for one in model]
         return {name: torch.stack([found[name] for found in each]).mean(0) for name in each[0]}
     of_frames = [output for output in outputs if output.task in FRAME_TASKS]
-    state = _initial_state(model) if of_frames and not windows.clip.overlap else None
+    windowed = windows.clip.overlap > 0 or windows.clip.blend == "centre"
+    state = _initial_state(model) if of_frames and not windowed else None
     if state is None:
         return _windowed(model, outputs, case, windows)
     rest = [output for output in outputs if output not in of_frames]
@@ -169,7 +195,7 @@ def _initial_state(model: nn.Module) -> Any:
 
 def _windowed(model: nn.Module, outputs: Sequence[OutputSpec], case: Case, windows: Windows) -> dict[str, Tensor]:
     """Clip values averaged, and frame values blended, over the windows."""
-    weights = blend_weights(windows.clip.frames)
+    weights = windows.weights
     blends = {output.name: Blend() for output in outputs if output.task in FRAME_TASKS}
     sums: dict[str, Tensor] = {}
     count = 0
@@ -234,14 +260,13 @@ class _WindowBatch:
 
 def _batches(model: nn.Module, case: Case, windows: Windows) -> Iterator[_WindowBatch]:
     """Run the model over the windows of a case."""
-    starts = covering_starts(case.frames, windows.clip, windows.clip.overlap)
-    for first in range(0, len(starts), windows.batch_size):
-        chunk = starts[first : first + windows.batch_size]
-        samples = [windows.read(case, start) for start in chunk]
+    starts = windows.starts(case.frames)
+    done = 0
+    for chunk, samples in windows.batches(case):
         with torch.inference_mode():
             outputs = model(to_device(collate(samples), windows.device))
-        following = starts[first + windows.batch_size :]
-        yield _WindowBatch(chunk, samples, outputs, following[0] if following else case.frames)
+        done += len(chunk)
+        yield _WindowBatch(chunk, samples, outputs, starts[done] if done < len(starts) else case.frames)
 
 
 def _prompted(
@@ -252,7 +277,7 @@ def _prompted(
     Every other window is given, beside prompts of its own, what was found of each prompted class in the frame nearest
     to it of the window before: first back to the beginning of the video, then on to its end.
     """
-    starts = covering_starts(case.frames, windows.clip, windows.clip.overlap)
+    starts = windows.starts(case.frames)
     first = min(prompt.frame for prompt in prompts)
     home = next(place for place, start in enumerate(starts) if first in _frames(start, case, windows.clip))
     labels: set[int] = set()  # what the windows so far were pointed at

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from medvid_core.config import ClipConfig
+from medvid_core.config import ClipConfig, compose, datasets_for, parse_overrides
 from medvid_core.data.clip import Case
 from medvid_core.data.datasets.unlabelled import find_cases
 from medvid_core.data.preprocess import Preparation, plan_steps, streams_at_hand
@@ -19,6 +19,7 @@ from medvid_core.engine.inference import Windows
 from medvid_core.engine.prepare import plan_for, prepare
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import prepare_lines
+from medvid_core.engine.setup import open_dataset
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo
 from medvid_core.plugins import registry
@@ -46,19 +47,29 @@ class Opened:
         return [name for _, name in self.cases]
 
 
-def open_videos(info: ModelInfo, path: Path, overlap: int, batch_size: int, device: torch.device) -> Opened:
+def open_videos(
+    info: ModelInfo,
+    path: Path,
+    overlap: int,
+    batch_size: int,
+    device: torch.device,
+    settings: Sequence[str] = (),
+    config_file: Path | None = None,
+) -> Opened:
     """Find the videos at a path, as a model reads them; nothing is prepared yet.
 
     Args:
         info: the model.
-        path: a video, a folder of frames, or a folder of either.
+        path: a video, a folder of frames, or a folder of either; or data in a layout that a data set reads.
         overlap: frames that neighbouring windows share.
         batch_size: windows computed together.
         device: where.
+        settings: words ``dataset=NAME`` and ``dataset.KEY=VALUE``, see `find_videos`.
+        config_file: ``config.yaml`` of the model's run, likewise.
 
     Raises:
-        DataError: nothing is there. ConfigError: the overlap does not fit the model's clip length, or nothing provides
-            a stream that the model reads.
+        DataError: nothing is there. ConfigError: the overlap does not fit the model's clips, or nothing provides a
+            stream that the model reads; or as `find_videos` does.
     """
     from medvid_core.report.overlay import safe_name
 
@@ -71,15 +82,57 @@ def open_videos(info: ModelInfo, path: Path, overlap: int, batch_size: int, devi
         overlap=overlap,
         padding=info.padding,
         fan_crop=info.fan_crop,
+        blend=info.blend,
     )
     preparation = plan_for(info, registry())
-    cases, failed = find_cases(path)
+    cases, failed = find_videos(info, path, settings, config_file)
     steps = plan_steps(registry(), info.clip.streams, streams_at_hand(preparation, cases))
     names: list[str] = []
     for case in cases:
         names.append(safe_name(case.case_id, names))
     windows = Windows(clip, info.clip, steps, batch_size, device)
     return Opened(list(zip(cases, names, strict=True)), failed, windows, preparation)
+
+
+def check_words(settings: Sequence[str]) -> None:
+    """Refuse settings that do not say how data are read.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for key in parse_overrides(settings):
+        if not key.startswith("dataset."):
+            raise ConfigError(
+                f"{key} cannot be set here. Settings that can: dataset=NAME and dataset.KEY=VALUE, which say how PATH "
+                "is read."
+            )
+
+
+def find_videos(
+    info: ModelInfo, path: Path, settings: Sequence[str] = (), config_file: Path | None = None
+) -> tuple[list[Case], Mapping[str, str]]:
+    """Find the videos at a path: those of the data set that knows its layout, without annotation, or all there are.
+
+    Args:
+        info: the model they are for.
+        path: a folder or file.
+        settings: ``dataset=NAME`` where several data sets know the layout, and ``dataset.KEY=VALUE``.
+        config_file: ``config.yaml`` of the model's run, whose settings count where it was trained on the same data set.
+
+    Returns:
+        The cases, and the reason why for each one that cannot be read.
+
+    Raises:
+        DataError: nothing is there, or nothing readable. ConfigError: several data sets know the layout, or a setting
+            does not fit.
+    """
+    # of videos with masks beside them, those without masks are wanted too
+    known = [spec for spec in datasets_for(registry(), path) if spec.name != "videos"]
+    if not settings and not known:
+        return find_cases(path)
+    index = open_dataset(compose(registry(), info.name, str(path), settings, config_file))
+    cases = [replace(case.only(()), targets={}, frame_targets={}) for case in index.cases]
+    return cases, index.skipped
 
 
 def prepared(opened: Opened, cache: str, front: Accelerator, progress: Progress) -> Opened:
@@ -91,7 +144,7 @@ def prepared(opened: Opened, cache: str, front: Accelerator, progress: Progress)
     if opened.preparation is None:
         return opened
     found = prepare([case for case, _ in opened.cases], opened.preparation, cache, front, progress)
-    for line in prepare_lines(found.record):
+    for line in prepare_lines(found.record, most=None):
         progress.say(line)
     kept = [(found.cases[case.case_id], name) for case, name in opened.cases if case.case_id in found.cases]
     return replace(opened, cases=kept, failed={**opened.failed, **found.skipped})

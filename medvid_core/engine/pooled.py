@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medvid_core.data.folds import Folds
+from medvid_core.data.folds import lacking
 from medvid_core.data.splits import STRADDLING
 from medvid_core.engine.compare import common_metrics, is_whole, ordered
 from medvid_core.engine.contrast import RunsCase, Value, cases_of, values_of
+from medvid_core.engine.curves import at_one_threshold
+from medvid_core.engine.cv_folds import Divided
 from medvid_core.engine.finished import FinishedRun, read_pixels
-from medvid_core.engine.scoring import mask_classes, own_alarms
+from medvid_core.engine.scoring import mask_classes, own_alarms, read_holding
 from medvid_core.metrics.base import CaseMetric, Metric, ScoredCase
 from medvid_core.metrics.classification import ClassResult, class_results, confusion, decide, ranked_results
 from medvid_core.metrics.frames import known_frames
@@ -44,9 +47,10 @@ class FoldResult:
         run: its run directory, within the folder of the cross-validation.
         cases: number of test cases that were scored.
         patients: of them.
-        best_epoch: the epoch whose weights were kept, from 1; None where no validation cases chose it.
-        validation: the first metric of the validation cases, of these weights; NaN likewise.
+        best_epoch: see `best_epoch`.
+        validation: the first metric of the validation cases, of the weights that were kept; NaN where there are none.
         values: every metric of the test cases.
+        intervals: the same with their intervals over patients.
         constant: what the best constant prediction reaches there.
     """
 
@@ -57,6 +61,7 @@ class FoldResult:
     best_epoch: int | None
     validation: float
     values: Mapping[str, float]
+    intervals: Mapping[str, Value]
     constant: Mapping[str, float]
 
 
@@ -179,26 +184,33 @@ def as_float(value: Any) -> float:
 
 
 def best_epoch(run: FinishedRun) -> int | None:
-    """Return the epoch, from 1, whose weights a run kept; None where no validation cases chose it."""
+    """Return the epoch, from 1, whose weights a run kept; None where validation cases did not choose it.
+
+    That is where there are none, or where all evaluations came to the same: then the first was kept, not the best.
+    """
     best = run.record.get("best") or {}
     if best.get("value") is None or not run.splits.get("val"):
         return None
-    for line in (run.directory / "metrics.jsonl").read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if entry.get("kind") == "train" and entry.get("step") == best.get("step"):
-            return int(entry["epoch"]) + 1
-    return None
+    lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    name = next(iter(run.record["metrics"]))
+    values = [line.get(name) for line in lines if line.get("kind") == "evaluation"]
+    if len(values) > 1 and len(set(values)) == 1:
+        return None
+    steps = {line["step"]: line["epoch"] for line in lines if line.get("kind") == "train"}
+    return int(steps[best["step"]]) + 1 if best.get("step") in steps else None
 
 
-def pool(runs: Sequence[FinishedRun], folds: Folds, out: Path, resamples: int) -> CrossValidation:
+def pool(runs: Sequence[FinishedRun], divided: Divided, out: Path, resamples: int) -> CrossValidation:
     """Put the results of the folds together.
 
     Args:
         runs: the runs of the folds, in their order from 0.
-        folds: all folds.
+        divided: all folds, and what is known of the cases.
         out: the folder of the cross-validation.
         resamples: of patients, for intervals.
     """
+    folds = divided.folds
+    own, runs = runs, at_one_threshold(runs)
     pooled = _pooled(runs)
     values = values_of(pooled.cases, pooled.metrics, pooled.higher, resamples)
     names = ordered(values, pooled.metrics)
@@ -218,7 +230,7 @@ def pool(runs: Sequence[FinishedRun], folds: Folds, out: Path, resamples: int) -
             "held_out": len(folds.held_out),
         },
         outputs=pooled.outputs,
-        folds=tuple(_fold(number, run, out) for number, run in enumerate(runs)),
+        folds=tuple(_fold(number, run, out, pooled, resamples) for number, run in enumerate(own)),
         of=len(folds.test),
         imbalance=folds.imbalance,
         metrics={name: pooled.higher.get(name.split("/")[0], True) for name in names},
@@ -230,7 +242,7 @@ def pool(runs: Sequence[FinishedRun], folds: Folds, out: Path, resamples: int) -
         rows=tuple({"fold": str(number), **row} for number, run in enumerate(runs) for row in run.rows.values()),
         cases=tuple(pooled.scored),
         patients=tuple(patients),
-        notes=tuple(_notes(runs, folds, pooled, several, left_out)),
+        notes=tuple(_notes(runs, divided, pooled, several, left_out)),
         resamples=resamples,
     )
 
@@ -291,7 +303,9 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(known) if known else math.nan
 
 
-def _fold(number: int, run: FinishedRun, out: Path) -> FoldResult:
+def _fold(number: int, run: FinishedRun, out: Path, pooled: _Pool, resamples: int) -> FoldResult:
+    """Return what a fold came to; a metric that chooses a threshold does so on the cases of the fold alone."""
+    intervals = values_of(cases_of([run], pooled.metrics), pooled.metrics, pooled.higher, resamples)
     baselines = run.record.get("baselines") or {}
     return FoldResult(
         fold=number,
@@ -301,6 +315,7 @@ def _fold(number: int, run: FinishedRun, out: Path) -> FoldResult:
         best_epoch=best_epoch(run),
         validation=as_float((run.record.get("best") or {}).get("value")),
         values={name: as_float(value) for name, value in (run.record.get("results") or {}).items()},
+        intervals=intervals,
         constant={name: as_float(value) for name, value in (baselines.get("constant") or {}).items()},
     )
 
@@ -314,8 +329,8 @@ def _classes(
         if output.task == "segmentation":
             tables = [counts for run in runs for counts in read_pixels(run.directory, output).values()]
             counts = np.sum(tables, axis=0)
-            names = mask_classes(output)
-            found.append(Classes(output, "pixels", names, counts, tuple(class_results(counts, names))))
+            names, frames = mask_classes(output), np.sum([read_holding(run.directory, output) for run in runs], axis=0)
+            found.append(Classes(output, "pixels", names, counts, tuple(class_results(counts, names, frames))))
         elif output.task == "frame_classification":
             pairs = [known_frames(case, output) for case in pooled.scored]
             size = len(output.classes)
@@ -343,26 +358,55 @@ def _of_cases(output: OutputSpec, cases: Sequence[ScoredCase], unit: str) -> Cla
 
 
 def _notes(
-    runs: Sequence[FinishedRun], folds: Folds, pooled: _Pool, several: bool, left_out: Mapping[str, str]
+    runs: Sequence[FinishedRun], divided: Divided, pooled: _Pool, several: bool, left_out: Mapping[str, str]
 ) -> list[str]:
     """Return what a reader should know."""
-    notes = []
+    notes, folds = [], divided.folds
     if len(runs) < len(folds.test):
         notes.append(f"{len(runs)} of {len(folds.test)} folds were trained: the cases of the others have no result.")
     if folds.held_out:
         notes.append(f"{len(folds.held_out)} case(s) are held out: they are in no fold.")
+    notes += _skipped(runs, divided.lost)
     if any(STRADDLING in (run.record.get("notes") or ()) for run in runs):
         notes.append(f"{STRADDLING[0].upper()}{STRADDLING[1:]}.")
+    notes += _of_all(runs)
     if not several:
-        notes.append("Every patient has one case: results per case and per patient are the same.")
+        notes.append("Every patient has one case, as far as is known: results per case and per patient are the same.")
     notes += [f"{name} has no result per patient: {reason}." for name, reason in left_out.items()]
+    for number, missing in lacking(folds, divided.contents, "test").items():
+        if number < len(runs):
+            notes.append(f"Fold {number}: no test case holds {', '.join(missing)}; its own values leave that out.")
     for number, run in enumerate(runs):
         if remark := own_alarms(pooled.metrics, run.info.outputs, run.record.get("alarm_thresholds") or {}, "test"):
             notes.append(f"Fold {number}: {remark}.")
         if problems := [row for row in run.tested if row not in run.rows]:
             notes.append(f"Fold {number}: {len(problems)} test case(s) were not scored, e.g. {problems[0]!r}.")
+        if best_epoch(run) is None and run.splits.get("val"):
+            notes.append(f"Fold {number}: validation cases chose no checkpoint; no evaluation was better than another.")
     if any(output.task == "anomaly" for output in pooled.outputs):
         notes.append(
             "Anomaly scores of different models differ in scale: pooled AUROC may be too low, see those of the folds."
         )
     return notes
+
+
+def _skipped(runs: Sequence[FinishedRun], lost: Mapping[str, frozenset[str]]) -> list[str]:
+    """Return, in words, which cases no run could use, and what they hold."""
+    reasons = {name: str(reason) for run in runs for name, reason in (run.data.get("skipped") or {}).items()}
+    if not reasons:
+        return []
+    held = Counter(label for name in reasons for label in lost.get(name, ()))
+    classes = f" ({', '.join(f'{count} × {label}' for label, count in sorted(held.items()))})" if held else ""
+    name, reason = next(iter(reasons.items()))
+    return [f"{len(reasons)} case(s) are left out{classes}: they cannot be used, e.g. {name!r}: {reason.rstrip('.')}."]
+
+
+def _of_all(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return what every run noted as it began, but for what is told of here in other words."""
+    first, *others = [[str(note) for note in run.record.get("notes") or ()] for run in runs]
+    told = ("left out ", "… and ", STRADDLING)
+    return [
+        f"All folds: {note.rstrip('.')}."
+        for note in first
+        if all(note in o for o in others) and not note.startswith(told)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -13,7 +14,7 @@ from medvid_core.data.prompts import Prompt, read_prompts
 from medvid_core.data.readers import image_size
 from medvid_core.engine.ensemble import load
 from medvid_core.engine.inference import Windows, predict_case, segment_case
-from medvid_core.engine.opening import open_videos, prepared, require_free, write_folders
+from medvid_core.engine.opening import check_words, open_videos, prepared, require_free, write_folders
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines, write_json
 from medvid_core.engine.scoring import columns, frame_columns, scored_case, write_rows
@@ -34,8 +35,9 @@ def predict(
     overlap: int = 0,
     prompts: Path | str | None = None,
     cache: Path | str = "",
+    settings: Sequence[str] = (),
 ) -> list[Path]:
-    """Predict on a video, a folder of frames, or a folder of either.
+    """Predict on a video, a folder of frames, or a folder of either; or on data in a layout that a data set reads.
 
     Of masks each case gets ``<case>/masks/<frame>.png``; of everything else ``<case>/prediction.csv`` and, where frames
     have values, ``<case>/frames.csv``, with the columns of a run's ``cases.csv`` and ``frames.csv``. Where clips
@@ -48,9 +50,10 @@ def predict(
         path: what to predict on.
         out: folder to write to.
         video: whether to write ``<case>/overlay.webm`` as well.
-        overlap: frames that neighbouring windows share; they are blended.
+        overlap: frames that neighbouring windows share; they are blended. Not for models with ``clip.blend=centre``.
         prompts: a file that says what is meant, see `medvid_core.data.prompts`, for models that take prompts.
         cache: folder of prepared videos, for models whose videos are prepared; empty: the user's own.
+        settings: ``dataset=NAME`` and ``dataset.KEY=VALUE``, where the layout alone does not say how ``path`` is read.
 
     Returns:
         The folder of each case.
@@ -59,12 +62,17 @@ def predict(
         CheckpointError: the model cannot be loaded. DataError: nothing to predict on; or ``out`` holds predictions of
             some of the cases, before anything is computed; or, after all the others are written, the cases that
             cannot be read, each with its reason.
-        ConfigError: the overlap does not fit the model's clip length, or the model takes no prompts.
+        ConfigError: the overlap does not fit the model's clips, or the model takes no prompts; or several data sets
+            know the layout of ``path``, or a setting does not fit.
     """
+    check_words(settings)
     front = accelerator()
-    model = model_or_run if isinstance(model_or_run, torch.nn.Module) else load(model_or_run).model
+    loaded = None if isinstance(model_or_run, torch.nn.Module) else load(model_or_run)
+    model = cast(torch.nn.Module, model_or_run) if loaded is None else loaded.model
     info = describe(model)
-    opened = open_videos(info, Path(path), overlap, WINDOWS, front.device)
+    written = None if loaded is None else loaded.file.with_name("config.yaml")
+    config_file = written if written is not None and written.is_file() else None
+    opened = open_videos(info, Path(path), overlap, WINDOWS, front.device, settings, config_file)
     model.to(front.device).eval()
     pointed = _prompts(prompts, info, [case for case, _ in opened.cases])
     require_free(Path(out), opened.names, "prediction")

@@ -1,14 +1,14 @@
 """Take whole videos through the stages of a preprocessor before anything else: shared by processes, from the cache.
 
 Every process takes its share of the cases, then waits for the others. A case that cannot be prepared is left out with
-the reason; the rest goes on.
+the reason; the rest goes on. Any other fault, of the disk, the memory or a stage, stops.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from medvid_core.config import NO_PREPROCESSOR, Chosen, NoPreprocessor, build_section, compose
-from medvid_core.data.cache import Cache, default_root
-from medvid_core.data.clip import Case
+from medvid_core.config import NO_PREPROCESSOR, Chosen, Composed, NoPreprocessor, build_section, compose
+from medvid_core.data.cache import BusyError, Cache, default_root
+from medvid_core.data.clip import Case, Index
 from medvid_core.data.preprocess import Preparation, plan_preparation
 from medvid_core.data.stages import Prepared, prepare_case
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import prepare_lines
-from medvid_core.engine.setup import accelerator, input_spec, open_dataset
+from medvid_core.engine.setup import accelerator, check_classes_left, input_spec, open_dataset
 from medvid_core.errors import ConfigError, DataError, MedvidError
 from medvid_core.models import ModelInfo, usable_outputs
 from medvid_core.plugins import Registry, registry
@@ -89,17 +89,16 @@ def prepare(
         progress: shows a bar.
 
     Raises:
-        DataError: not one could be prepared, or the cache cannot be written to.
+        DataError: not one could be prepared. CacheError: the cache cannot be written to, or its disk is full.
+        Exception: whatever else a stage raises, with a note of the case.
     """
-    kept = Cache(Path(cache) if cache else default_root())
-    kept.sweep()
+    root = Path(cache) if cache else default_root()
+    Cache(root).sweep()
     group = _waiting_group(front.num_processes)
     mine = cases[front.process_index :: front.num_processes]
-    own: dict[str, Prepared | str] = {}
     # building a network draws at random: what comes later must not depend on what was in the cache
     with progress, torch.random.fork_rng(devices=[]):
-        for case in progress.track(mine, "preparing"):
-            own[case.case_id] = _one(case, preparation, kept, front.device)
+        own = _share(mine, preparation, root, front.device, progress)
     found = _gathered(own, front.num_processes, group)
     prepared = {case.case_id: got for case in cases if isinstance(got := found[case.case_id], Prepared)}
     skipped = {case.case_id: got for case in cases if isinstance(got := found[case.case_id], str)}
@@ -109,7 +108,7 @@ def prepare(
     record = {
         **preparation.to_dict(),
         "stages": [stage.name for stage in preparation.stages],
-        "cache": str(kept.root),
+        "cache": str(root),
         "cases": len(prepared),
         "from_cache": sum(not each.computed for each in prepared.values()),
         "computed": sum(each.computed > 0 for each in prepared.values()),
@@ -118,6 +117,47 @@ def prepare(
         "remarks": {name: list(each.notes) for name, each in prepared.items() if each.notes},
     }
     return PreparedCases({name: each.case for name, each in prepared.items()}, skipped, record)
+
+
+def prepare_index(
+    index: Index, composed: Composed, preparation: Preparation, front: Accelerator, progress: Progress
+) -> tuple[Index, PreparedCases]:
+    """Take all cases of a data set through the stages, each with what the model's outputs need.
+
+    Returns:
+        The index as it was, but for the cases that could not be prepared, which now stand in ``skipped`` as well; and
+        what became of its cases.
+
+    Raises:
+        MedvidError: as `prepare` does.
+    """
+    outputs = usable_outputs(composed.model, index.outputs, composed.config.outputs)
+    cases = [case.only(outputs) for case in index.cases]
+    found = prepare(cases, preparation, composed.config.cache, front, progress)
+    return replace(index, skipped={**index.skipped, **found.skipped}), found
+
+
+def open_prepared(
+    composed: Composed, plugins: Registry, front: Accelerator, progress: Progress
+) -> tuple[Index, list[Case]]:
+    """Index the data set of a configuration and prepare its videos, so that only what is usable is divided.
+
+    Returns:
+        The index, with all cases as the data set has them; and the cases that are at hand: prepared, or all of them
+        where videos are taken as they are. ``skipped`` of the index says why the others are not.
+
+    Raises:
+        DataError: as `open_dataset` and `prepare` do; or a class has no case left. ConfigError: as `plan_preparation`.
+    """
+    index = open_dataset(composed)
+    preparation = plan_preparation(plugins, composed.config.preprocess, input_spec(composed).streams)
+    if preparation is None:
+        return index, list(index.cases)
+    index, found = prepare_index(index, composed, preparation, front, progress)
+    outputs = usable_outputs(composed.model, index.outputs, composed.config.outputs)
+    lost = [case for case in index.cases if case.case_id in found.skipped and case.split != "test"]
+    check_classes_left(lost, list(found.cases.values()), outputs, found.skipped)
+    return index, found.of(index.cases)
 
 
 def prepare_dataset(model: str, data: str | None, settings: Sequence[str], cache: str = "") -> PreparedCases:
@@ -143,29 +183,50 @@ def prepare_dataset(model: str, data: str | None, settings: Sequence[str], cache
             f"Preprocessors that can be chosen: {', '.join(able) or 'none is installed'}."
         )
     front = accelerator()
-    index = open_dataset(composed)
-    outputs = usable_outputs(composed.model, index.outputs, composed.config.outputs)
     progress = Progress(front.is_main_process)
-    cases = [case.only(outputs) for case in index.cases]
-    found = prepare(cases, preparation, cache or composed.config.cache, front, progress)
-    for line in prepare_lines(found.record):
+    composed.config.cache = cache or composed.config.cache
+    index, found = prepare_index(open_dataset(composed), composed, preparation, front, progress)
+    for line in prepare_lines(found.record, most=None):
         progress.say(line)
-    for name, reason in {**index.skipped, **found.skipped}.items():
+    if index.skipped:
+        unread, unfit = len(index.skipped) - len(found.skipped), len(found.skipped)
+        progress.say(f"left out {unread + unfit} case(s): {unread} could not be read, {unfit} not be prepared")
+    for name, reason in index.skipped.items():
         progress.say(f"left out {name}: {reason}")
     progress.say(f"kept in  {found.record['cache']}")
     return found
 
 
+def _share(
+    cases: Sequence[Case], preparation: Preparation, root: Path, device: torch.device, progress: Progress
+) -> dict[str, Prepared | str]:
+    """Prepare cases; those that another run is at come last, so that two runs share the work."""
+    eager, patient = Cache(root, wait=False), Cache(root)
+    found: dict[str, Prepared | str] = {}
+    left, stuck = list(cases), False
+    while left:
+        busy = []
+        for case in progress.track(left, "waiting for another run" if stuck else "preparing"):
+            try:
+                found[case.case_id] = _one(case, preparation, patient if stuck else eager, device)
+                stuck = False  # wait for one, then look at the others again
+            except BusyError:
+                busy.append(case)
+        left, stuck = busy, len(busy) == len(left)
+    return found
+
+
 def _one(case: Case, preparation: Preparation, cache: Cache, device: torch.device) -> Prepared | str:
-    """Prepare one case, or say why it cannot be."""
+    """Prepare one case, or say why it cannot be; what is no fault of this video is raised."""
     try:
         found = prepare_case(case, preparation.stages, cache, device, preparation.version)
     except DataError as error:
         return str(error)
-    except MedvidError:
-        raise  # not the fault of this video
-    except Exception as error:  # one strange video must not cost hours of work on the others
-        return f"{type(error).__name__}: {error}"
+    except (BusyError, MedvidError):
+        raise
+    except Exception as error:
+        error.add_note(f"This happened as {preparation.name} prepared the case {case.case_id!r}.")
+        raise
     if "mask" in case.streams and "mask" not in found.case.streams:
         return f"its masks do not fit the video that {preparation.name} cuts out of it; set preprocess=none"
     return found

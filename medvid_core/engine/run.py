@@ -251,15 +251,16 @@ def scan_lines(scan: Mapping[str, str] | None) -> list[str]:
     return lines
 
 
-def prepare_lines(record: Mapping[str, Any] | None) -> list[str]:
-    """Return the lines that say what was prepared; none where nothing was."""
+def prepare_lines(record: Mapping[str, Any] | None, most: int | None = 5) -> list[str]:
+    """Return the lines that say what was prepared, with so many remarks (None: all); none where nothing was."""
     if not record:
         return []
     lines = [
         f"prepare  {record['name']}: {', '.join(record['stages'])} of {record['cases']} case(s), "
         f"{record['from_cache']} from the cache, {record['computed']} computed in {record['seconds']:.1f} s"
-        + (f", {record['left_out']} left out" if record["left_out"] else "")
+        + (f", {record['left_out']} could not be prepared" if record["left_out"] else "")
     ]
     remarks = [f"note     {name}: {remark}" for name, found in record["remarks"].items() for remark in found]
-    more = [f"note     … and {len(remarks) - 5} more such remarks, see the record"] if len(remarks) > 5 else []
-    return [*lines, *remarks[:5], *more]
+    shown = remarks[:most]
+    more = len(remarks) - len(shown)
+    return [*lines, *shown, *([f"note     … and {more} more such remarks, see the record"] if more else [])]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from medvid_core.errors import ConfigError, DataError
 from medvid_core.metrics.anomaly import raise_alarms, video_scores
 from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase, ScoredFrames, mean
 from medvid_core.metrics.classification import Integers, confusion
-from medvid_core.metrics.defaults import DEFAULT_METRICS
+from medvid_core.metrics.defaults import DEFAULT_METRICS, TWO_MEANINGS
+from medvid_core.metrics.thresholds import is_curve
 from medvid_core.models import check_tasks
 from medvid_core.plugins import Registry
 from medvid_core.specs import FRAME_TASKS, ClipSpec, MetricSpec, ModelSpec, OutputSpec, resolve
@@ -40,10 +42,14 @@ class CaseRow(dict[str, Any]):
     Attributes:
         scored: what is predicted beside masks, from which metrics over several cases are computed; None: nothing.
         pixels: of masks, how many annotated pixels of each class were called which, [K,K], rows true; None: no masks.
+        holding: likewise, how many annotated frames hold each class, [K].
+        curves: by name, the value at each of many thresholds [N], of which that of all cases is chosen.
     """
 
     scored: ScoredCase | None = None
     pixels: Integers | None = None
+    holding: Integers | None = None
+    curves: Mapping[str, Floats] = MappingProxyType({})
 
 
 Progress = Callable[[Sequence[Case]], Iterable[Case]]
@@ -154,7 +160,9 @@ def metric_names(names: Sequence[str], outputs: Sequence[OutputSpec]) -> tuple[s
     """Return the metrics to compute: of ``auto``, what is usual for the tasks of the outputs."""
     if tuple(names) != AUTOMATIC:
         return tuple(names)
-    return tuple(dict.fromkeys(name for output in outputs for name in DEFAULT_METRICS[output.task]))
+    usual = dict.fromkeys(name for output in outputs for name in DEFAULT_METRICS[output.task])
+    of_masks = {output.task == "segmentation" for output in outputs}
+    return tuple(name for name in usual if len(of_masks) < 2 or name not in TWO_MEANINGS)
 
 
 def build_metrics(
@@ -206,7 +214,7 @@ def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> Ca
     columns: dict[str, list[Tensor]] = {}
     metrics = [metric for metric in scorer.metrics if isinstance(metric, Metric)]
     classes = len(mask_classes(scorer.masks))
-    scored, pixels = 0, np.zeros((classes, classes), np.int64)
+    scored, pixels, holding = 0, np.zeros((classes, classes), np.int64), np.zeros(classes, np.int64)
     pointed_at = {prompt.frame for prompt in scorer.prompts(case)}  # its masks were given away
     for block in blocks:
         values, masks, labelled = block_masks(case, block, scorer.settings.at)
@@ -223,11 +231,12 @@ def score_blocks(case: Case, blocks: Iterable[FrameBlock], scorer: Scorer) -> Ca
             frames = ScoredFrames(values[chosen], masks[chosen], labelled[chosen], spacing, indices, case)
             if not every_frame:
                 pixels += confusion(frames.mask[frames.valid].numpy(), frames.predicted[frames.valid].numpy(), classes)
+                holding += [int((frames.mask == number).flatten(1).any(1).sum()) for number in range(classes)]
             for metric in wanted:
                 for name, column in metric.per_frame(frames).items():
                     columns.setdefault(name, []).append(column)
     row = CaseRow({**_identity(case), "scored_frames": scored})
-    row.pixels = pixels
+    row.pixels, row.holding = pixels, holding
     joined = {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
     for metric in metrics:
         row |= metric.per_case({name: v for name, v in joined.items() if name.split("/")[0] == metric.name})
@@ -360,13 +369,16 @@ def score_cases(
 
 
 def _complete(rows: Sequence[CaseRow], cases: Sequence[Case], metrics: Sequence[Metric | CaseMetric]) -> None:
-    """Let the metrics add what only all cases tell, then drop the arrays that they kept for it."""
+    """Let the metrics add what only all cases tell, then take out the arrays that they kept for it.
+
+    Curves are kept beside the row: other cases together with these have another best threshold.
+    """
     for metric in metrics:
         if isinstance(metric, Metric):
             metric.across(rows, cases)
     for row in rows:
-        for name in [name for name, value in row.items() if isinstance(value, np.ndarray)]:
-            del row[name]
+        arrays = {name: row.pop(name) for name, value in list(row.items()) if isinstance(value, np.ndarray)}
+        row.curves = {name: value for name, value in arrays.items() if is_curve(name)}
 
 
 def _gather(rows: list[CaseRow], processes: int) -> list[CaseRow]:
@@ -423,8 +435,10 @@ def mask_classes(output: OutputSpec) -> tuple[str, ...]:
 def write_tables(directory: Path, rows: Sequence[CaseRow], outputs: Sequence[OutputSpec]) -> None:
     """Write ``cases.csv``; ``frames.csv`` where something is predicted for frames; of masks ``pixels.csv``.
 
-    ``pixels.csv`` holds a line for each case and true class: how many of its annotated pixels were called which.
+    ``pixels.csv`` holds a line for each case and true class: how many annotated frames hold it, and how many of its
+    annotated pixels were called which. ``curves.csv``, for metrics at the best threshold, see `write_curves`.
     """
+    write_curves(directory, rows)
     masks = next((output for output in outputs if output.task == "segmentation"), None)
     outputs = [output for output in outputs if output is not masks]
     write_rows(directory / "cases.csv", rows)
@@ -433,16 +447,47 @@ def write_tables(directory: Path, rows: Sequence[CaseRow], outputs: Sequence[Out
         write_rows(
             directory / "pixels.csv",
             [
-                {"case_id": row["case_id"], "true": true}
+                {"case_id": row["case_id"], "true": true, "frames": frames}
                 | {f"pixels/{name}": count for name, count in zip(names, counts, strict=True)}
                 for row in rows
-                if row.pixels is not None
-                for true, counts in zip(names, row.pixels.tolist(), strict=True)
+                if row.pixels is not None and row.holding is not None
+                for true, frames, counts in zip(names, row.holding.tolist(), row.pixels.tolist(), strict=True)
             ],
         )
     frames = [line for row in rows if row.scored is not None for line in frame_columns(row.scored, outputs)]
     if frames:
         write_rows(directory / "frames.csv", frames)
+
+
+def read_holding(directory: Path, output: OutputSpec) -> Integers:
+    """Return how many annotated frames of all cases hold each class of masks, [K], from ``pixels.csv``.
+
+    Raises:
+        DataError: the table is missing or damaged.
+    """
+    names = mask_classes(output)
+    found = np.zeros(len(names), np.int64)
+    try:
+        with open(directory / "pixels.csv", newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                found[names.index(line["true"])] += int(line["frames"])
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{directory / 'pixels.csv'} is damaged: {error}. Score the model anew.") from error
+    return found
+
+
+def write_curves(directory: Path, rows: Sequence[CaseRow]) -> None:
+    """Write ``curves.csv``, a line for each case and curve: its value at every threshold; ``nan`` where undefined.
+
+    Nothing is written where no metric has curves.
+    """
+    lines = [
+        {"case_id": row["case_id"], "curve": name, **{str(at): str(value) for at, value in enumerate(curve.tolist())}}
+        for row in rows
+        for name, curve in row.curves.items()
+    ]
+    if lines:
+        write_rows(directory / "curves.csv", lines)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,12 +17,12 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 
 from medvid_core.config import Composed, OptimizerConfig
-from medvid_core.data.clip import Case
-from medvid_core.data.preprocess import Preparation, Step, plan_steps, streams_at_hand
+from medvid_core.data.clip import Case, Index
+from medvid_core.data.preprocess import Step, plan_steps, streams_at_hand
 from medvid_core.data.sampling import ClipItem, RankBatches, limited, steps_per_epoch, training_items
 from medvid_core.data.splits import STRADDLING, straddles
 from medvid_core.engine import checkpoint
-from medvid_core.engine.prepare import plan_for, prepare
+from medvid_core.engine.prepare import plan_for, prepare_index
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import (
     Run,
@@ -38,8 +38,10 @@ from medvid_core.engine.run import (
 )
 from medvid_core.engine.scoring import Scorer, build_metrics, check_prompt, metric_names
 from medvid_core.engine.setup import Data, accelerator, check_processes, model_info, open_data, scan_choice
+from medvid_core.engine.trackers import build_trackers, require_installed
 from medvid_core.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from medvid_core.losses.base import ChecksTraining, Loss
+from medvid_core.metrics.base import CaseMetric, Metric
 from medvid_core.models import (
     Base,
     ModelInfo,
@@ -200,33 +202,31 @@ def open_session(
     config = composed.config
     front = accelerator(config.train.precision)
     check_processes(front.num_processes, expect_processes)
+    require_installed(config.train.trackers)
     data = open_data(composed)
     info = model_info(composed, registry, data)
     preparation = plan_for(info, registry)
     steps = plan_steps(registry, info.clip.streams, streams_at_hand(preparation, data.index.cases))
     progress = Progress(enabled=front.is_main_process)
 
-    torch.manual_seed(config.seed)
-    model = build_model(info)
-    begun = None if weights is None else _start_from(model, weights, source)
-    if describe(model).clip != info.clip:  # the weights bring the normalisation they were trained with
-        info = describe(model)
-        config.clip.mean, config.clip.std = info.clip.mean, info.clip.std
-    freeze(model, composed.model, config.train.trainable)
-    base = _base(config.train.save, model, begun, weights, source, resume)
-    scan = scan_choice(model, front.device, config.train.precision)
-    average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
-    optimizer = build_optimizer(config.optimizer, model)
-    check_tasks(composed.loss, info.outputs)
-    loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
-    notes = _frozen_at_random(model) if weights is None and resume is None else []
+    directory = resume or _agree_on_directory(front, out, composed)
+    built = _build(composed, registry, front, info, weights, source, resume)
     prepared: Mapping[str, Any] = {}
-    if preparation is not None:
-        data, prepared = _prepared(data, preparation, config.cache, front, progress)
+    if preparation is not None:  # this may take hours: what can be refused without it has been
+        index, found = prepare_index(data.index, composed, preparation, front, progress)
+        data = open_data(composed, index, found.cases, _recorded_parts(resume, index))
+        prepared = found.record
+        if model_info(composed, registry, data).outputs != info.outputs:  # numbers are standardised by training cases
+            built = _build(composed, registry, front, model_info(composed, registry, data), weights, source, resume)
+    model, info, begun, base, scan, average, optimizer, loss, metrics = built
+    notes = _frozen_at_random(model) if weights is None and resume is None else []
+    if data.fallen:
+        notes.append(
+            f"{len(data.fallen)} case(s) of the parts that were given cannot be prepared; the parts stay as they are, "
+            f"without them: {', '.join(data.fallen[:5])}{', …' if len(data.fallen) > 5 else ''}"
+        )
     if isinstance(loss, ChecksTraining):
         notes += loss.check_training(model, data.splits["train"])
-    metrics = build_metrics(registry, config.metrics, info.outputs)
-    check_prompt(composed.model, config.evaluate)
     scorer = Scorer(info.outputs, metrics, config.clip, info.clip, steps, config.evaluate, front.device)
     items = training_items(data.splits["train"], config.clip, info.outputs)
     numerosity = limited(items, data.splits["train"], config.clip) if config.clip.max_numerosity else None
@@ -244,7 +244,6 @@ def open_session(
         numerosity=numerosity,
     )
     # everything that can be refused is refused by now: a retry with the same --out finds no half-made run
-    directory = resume or _agree_on_directory(front, out, composed)
     run = Run(directory, main=front.is_main_process)
     session = Session(
         composed=composed,
@@ -260,7 +259,7 @@ def open_session(
         optimizer=optimizer,
         loss=loss,
         scorer=scorer,
-        observers=Observers(registry, enabled=front.is_main_process),
+        observers=Observers(registry, build_trackers(config), enabled=front.is_main_process),
         progress=progress,
         steps=steps,
         prepared=prepared,
@@ -285,14 +284,55 @@ def open_session(
     return session
 
 
-def _prepared(
-    data: Data, preparation: Preparation, cache: str, front: Accelerator, progress: Progress
-) -> tuple[Data, Mapping[str, Any]]:
-    """Take all cases through the stages; return those of each part that were prepared, and what to record."""
-    every = [case for cases in data.splits.values() for case in cases]
-    found = prepare(every, preparation, cache, front, progress)
-    index = dataclasses.replace(data.index, skipped={**data.index.skipped, **found.skipped})
-    return Data(index, {part: found.of(cases) for part, cases in data.splits.items()}), found.record
+class _Built(NamedTuple):
+    """What a model and its settings make, whatever the videos hold."""
+
+    model: nn.Module
+    info: ModelInfo
+    begun: ImportReport | None
+    base: Base | None
+    scan: dict[str, str] | None
+    average: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    metrics: tuple[Metric | CaseMetric, ...]
+
+
+def _build(
+    composed: Composed,
+    registry: Registry,
+    front: Accelerator,
+    info: ModelInfo,
+    weights: Path | None,
+    source: str | None,
+    resume: Path | None,
+) -> _Built:
+    """Build the model and what belongs to it."""
+    config = composed.config
+    torch.manual_seed(config.seed)
+    model = build_model(info)
+    begun = None if weights is None else _start_from(model, weights, source)
+    if describe(model).clip != info.clip:  # the weights bring the normalisation they were trained with
+        info = describe(model)
+        config.clip.mean, config.clip.std = info.clip.mean, info.clip.std
+    freeze(model, composed.model, config.train.trainable)
+    base = _base(config.train.save, model, begun, weights, source, resume)
+    scan = scan_choice(model, front.device, config.train.precision)
+    average = copy.deepcopy(model).eval().requires_grad_(False).to(front.device) if config.train.ema else None
+    optimizer = build_optimizer(config.optimizer, model)
+    check_tasks(composed.loss, info.outputs)
+    loss: Loss = resolve(composed.loss.build)(config.loss.config, info.outputs)
+    metrics = build_metrics(registry, config.metrics, info.outputs)
+    check_prompt(composed.model, config.evaluate)
+    return _Built(model, info, begun, base, scan, average, optimizer, loss, metrics)
+
+
+def _recorded_parts(resume: Path | None, index: Index) -> dict[str, Any]:
+    """Return the parts of the run that is gone on with, if the data are those it began with."""
+    if resume is None:
+        return {}
+    began = read_json(resume / "run.json").get("dataset") or {}
+    return read_json(resume / "splits.json") if began.get("fingerprint") == fingerprint(index) else {}
 
 
 def _has_unused(model: nn.Module, spec: ModelSpec) -> bool:
@@ -393,7 +433,11 @@ def _load_state(session: Session) -> None:
     if before != processes:
         session.progress.say(f"The run had {before} process(es) and goes on with {processes}: equal, not to the bit.")
     divided = {part: [case.case_id for case in cases] for part, cases in session.data.splits.items()}
-    if read_json(run.directory / "splits.json") not in ({}, divided):
+    recorded = {
+        part: [name for name in names if name not in session.data.fallen]
+        for part, names in read_json(run.directory / "splits.json").items()
+    }
+    if recorded not in ({}, divided):
         raise DataError(
             f"The data at {session.composed.config.data_root or '(generated)'} are divided otherwise than when "
             f"{run.directory} began: cases were added, removed or renamed, and test cases may have been trained on. "
@@ -411,7 +455,9 @@ def _load_state(session: Session) -> None:
 
 
 def _write_start(session: Session) -> None:
-    """Write configuration, splits and the record, and show the header."""
+    """Write configuration, splits, crops and the record, and show the header."""
+    from medvid_core.report.crops import write_crops
+
     run, config, data = session.run, session.composed.config, session.data
     if run.main:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -420,6 +466,8 @@ def _write_start(session: Session) -> None:
             run.directory / "splits.json",
             {part: [case.case_id for case in cases] for part, cases in data.splits.items()},
         )
+        every = [case for cases in data.splits.values() for case in cases]
+        write_crops(run.directory, every, config.clip.fan_crop, session.progress)
     parameters = list(session.model.parameters())
     run.update(
         status="running",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from torch import nn
 
 from medvid_core.config import NO_PREPROCESSOR, Composed
 from medvid_core.data.clip import Case, Index
-from medvid_core.data.splits import Splits, split_cases
+from medvid_core.data.contents import known_classes
+from medvid_core.data.folds import read_folds
+from medvid_core.data.splits import PARTS, Splits, recorded_splits, split_cases
 from medvid_core.engine.baselines import known_values
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo, input_of, usable_outputs
@@ -29,10 +31,17 @@ from medvid_core.specs import ClipSpec, OutputSpec, resolve
 
 @dataclass(frozen=True)
 class Data:
-    """The indexed data set of a run."""
+    """The indexed data set of a run.
+
+    Attributes:
+        index: all cases as the data set has them.
+        splits: the cases of each part, prepared where they have been.
+        fallen: ids of cases that stand in a part of the run or file that is gone by, and could not be prepared.
+    """
 
     index: Index
     splits: Splits
+    fallen: tuple[str, ...] = ()
 
 
 def accelerator(precision: str = "no") -> Accelerator:
@@ -172,15 +181,30 @@ def _strange(case: Case, output: OutputSpec, value: object, allowed: str) -> Dat
     )
 
 
-def open_data(composed: Composed) -> Data:
+def open_data(
+    composed: Composed,
+    index: Index | None = None,
+    prepared: Mapping[str, Case] | None = None,
+    recorded: Mapping[str, Sequence[str]] | None = None,
+) -> Data:
     """Index the data set and divide it into train, val and test: of every case what the model's outputs need.
 
+    Cases that could not be prepared are left out before the parts are drawn. A file of folds, and the parts of a run
+    that is gone on with, stay as they are, without those cases.
+
+    Args:
+        composed: the configuration.
+        index: the data set, with what could not be prepared, and why, among ``skipped``; None to open it.
+        prepared: the cases that could be prepared, by id; None: they are not prepared, or not yet.
+        recorded: part → case ids of the run that is gone on with, on the same data.
+
     Raises:
-        DataError: as in `open_dataset`, or nothing is known of all the cases of a part.
+        DataError: as in `open_dataset`; nothing is known of all the cases of a part; or what could not be prepared
+            leaves a part empty, or a class unlearnt.
     """
-    index = open_dataset(composed)
+    index = open_dataset(composed) if index is None else index
     outputs = usable_outputs(composed.model, index.outputs, composed.config.outputs)
-    splits = split_cases(index.cases, composed.config.split)
+    splits, fallen = _divided(composed, index, prepared, recorded or {}, outputs)
     for part, cases in splits.items():
         if cases and not any(case.knows(output) for case in cases for output in outputs):
             named = ", ".join(output.name for output in outputs)
@@ -188,7 +212,85 @@ def open_data(composed: Composed) -> Data:
                 f"Nothing is known of {named} in all {len(cases)} {part} case(s). Annotate some, or divide the cases "
                 "otherwise: by their split, or split.seed, split.val and split.test where they have none."
             )
-    return Data(index, {part: [case.only(outputs) for case in cases] for part, cases in splits.items()})
+    return Data(index, {part: [case.only(outputs) for case in cases] for part, cases in splits.items()}, fallen)
+
+
+def _divided(
+    composed: Composed,
+    index: Index,
+    prepared: Mapping[str, Case] | None,
+    recorded: Mapping[str, Sequence[str]],
+    outputs: Sequence[OutputSpec],
+) -> tuple[Splits, tuple[str, ...]]:
+    """Return the parts, and the cases that fell out of parts that were given."""
+    config, cases = composed.config.split, index.cases
+    if composed.config.preprocess.name == NO_PREPROCESSOR:
+        return split_cases(cases, config), ()
+    named: set[str] = set()  # in parts that were made before
+    if config.file:
+        folds = read_folds(Path(config.file))
+        named = {name for names in (*folds.test, *folds.val, folds.held_out) for name in names}
+        known = {*named, *(prepared or ())}  # what could not be prepared when the file was made stands nowhere in it
+        asked = split_cases([case for case in cases if case.case_id in known], config)
+    elif recorded:
+        named = {name for names in recorded.values() for name in names}
+        asked = recorded_splits(cases, recorded)
+    else:
+        asked = split_cases(cases, config)
+    if prepared is None:
+        return asked, ()
+    left = [case for case in cases if case.case_id in prepared]
+    gone = [case for case in cases if case.case_id not in prepared]
+    splits = asked if named else split_cases(left, config, training=False)
+    splits = {part: [prepared[c.case_id] for c in found if c.case_id in prepared] for part, found in splits.items()}
+    for part in PARTS:
+        kinds = {case.split for case in asked[part]}  # a part that the data set fixes is not made of other cases
+        if asked[part] and not any(case.split in kinds for case in splits[part]):
+            raise DataError(
+                f"No {part} case is left, as {len(gone)} of {len(cases)} case(s) could not be prepared: "
+                f"{_few_reasons(index.skipped, [case.case_id for case in gone])} Mend or replace some, or divide the "
+                "cases otherwise."
+            )
+    trained = {case.case_id for case in asked["train"]}
+    lost = [
+        case
+        for case in gone
+        if case.case_id in trained or (case.case_id not in named and case.split in (None, "train"))
+    ]
+    check_classes_left(lost, splits["train"], outputs, index.skipped)
+    fell = named & {case.case_id for found in asked.values() for case in found} - set(prepared)
+    return splits, tuple(sorted(fell))
+
+
+def check_classes_left(
+    lost: Sequence[Case], training: Sequence[Case], outputs: Sequence[OutputSpec], reasons: Mapping[str, str]
+) -> None:
+    """Refuse to train without a class that only cases hold that could not be prepared. Masks are not looked at.
+
+    Args:
+        lost: cases that could not be prepared and would have been trained on.
+        training: cases that are trained on.
+        outputs: what is predicted.
+        reasons: id of a case → why it could not be prepared.
+
+    Raises:
+        DataError: naming class, cases and reasons.
+    """
+    for output in outputs:
+        learnt = {name for case in training for name in known_classes(case, output)}
+        for name in output.classes:
+            ids = [case.case_id for case in lost if name in known_classes(case, output)]
+            if ids and name not in learnt:
+                raise DataError(
+                    f"No training case is left that holds {output.name}: {name}, as {len(ids)} could not be prepared: "
+                    f"{_few_reasons(reasons, ids)} Mend or replace some, or leave the class out."
+                )
+
+
+def _few_reasons(reasons: Mapping[str, str], ids: Sequence[str]) -> str:
+    """Return, in words, why the first few of some cases are left out."""
+    more = f"; and {len(ids) - 3} more" if len(ids) > 3 else ""
+    return "; ".join(f"{name}: {reasons[name].rstrip('.')}" for name in ids[:3]) + more + "."
 
 
 def standardise(output: OutputSpec, cases: Sequence[Case]) -> OutputSpec:
@@ -250,5 +352,6 @@ def model_info(composed: Composed, registry: Registry, data: Data) -> ModelInfo:
         stride=config.clip.stride,
         padding=config.clip.padding,
         fan_crop=config.clip.fan_crop,
+        blend=config.clip.blend,
         preprocess={**chosen, **dataclasses.asdict(preprocess.config)},
     )

@@ -37,9 +37,9 @@ from medvid_core.engine.scoring import (
     write_tables,
 )
 from medvid_core.engine.session import Session, open_session
-from medvid_core.errors import MedvidError
+from medvid_core.errors import CheckpointError, MedvidError
 from medvid_core.metrics.anomaly import alarms_of, raise_alarms
-from medvid_core.models import MODEL_FILE, build_model, save_model
+from medvid_core.models import MODEL_FILE, build_model, save_model, sha256
 from medvid_core.plugins import Registry
 
 Alarms = Mapping[str, Mapping[str, float]]
@@ -122,6 +122,7 @@ def train(
     session = open_session(composed, registry, out, resume, expect_processes, weights, source)
     run, observers = session.run, session.observers
     if weights is not None:
+        run.update(begun_from=start_of(weights, source))
         _save(session)  # a run killed before its first checkpoint shall start anew from these
     observers.notify("medvid_run_started", run=run)
     status = "failed"
@@ -141,6 +142,19 @@ def train(
         if run.main:
             observers.notify("medvid_run_ended", run=run, status=status)
     return run
+
+
+def start_of(weights: Path | None, source: str | None) -> dict[str, str | None] | None:
+    """Return which weights a run starts from, as its record says it (``begun_from``); None of random ones.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    if weights is None:
+        return None
+    if not weights.is_file():
+        raise CheckpointError(f"There is no model file {weights}. Give another with --weights.")
+    return {"file": weights.name, "sha256": sha256(weights), "source": source}
 
 
 def _loop(session: Session, stop: StopRequest) -> None:

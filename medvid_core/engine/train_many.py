@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medvid_core.config import Composed, compose, flatten, parse_overrides, read_config_file
+from medvid_core.data.fan import check_fans
 from medvid_core.engine.finished import has_finished, names_of
+from medvid_core.engine.run import read_json
 from medvid_core.engine.setup import model_info, open_data
 from medvid_core.errors import ConfigError
+from medvid_core.models import ModelInfo
 from medvid_core.plugins import Registry
 
 
@@ -121,11 +125,30 @@ def _shared(composed: Composed) -> list[str]:
 
 def _predicted(composed: Composed, plugins: Registry) -> str:
     """Return what a model would predict on the data, in words; refuses what cannot be trained."""
-    return names_of(model_info(composed, plugins, open_data(composed)).outputs)
+    return names_of(check_data(composed, plugins).outputs)
 
 
-def check_settings(directory: Path, composed: Composed, but: Sequence[str] = ()) -> None:
-    """Refuse a run directory that was made with other settings, ``but`` for some keys.
+def check_data(composed: Composed, plugins: Registry) -> ModelInfo:
+    """Return the model that settings and data call for; refuses what would be found out hours later.
+
+    Raises:
+        MedvidError: as `open_data` and `model_info` do. DataError: a fan mask does not fit its video.
+    """
+    data = open_data(composed)
+    check_fans([case for cases in data.splits.values() for case in cases], composed.config.clip.fan_crop)
+    return model_info(composed, plugins, data)
+
+
+def check_settings(
+    directory: Path, composed: Composed, but: Sequence[str] = (), begun_from: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a run directory that was made with other settings, or that started from other weights.
+
+    Args:
+        directory: of the run; one that has not begun is passed over.
+        composed: the settings now.
+        but: keys that may differ.
+        begun_from: the weights now, see `medvid_core.engine.train.start_of`; None for random ones.
 
     Raises:
         ConfigError: naming the first of them.
@@ -140,3 +163,21 @@ def check_settings(directory: Path, composed: Composed, but: Sequence[str] = ())
             f"{directory} was trained with {key}={written[key]}, not {wanted[key]}. Choose another --out, or remove "
             "this run to train it anew."
         )
+    before = read_json(directory / "run.json").get("begun_from")
+    if _weights(before) != _weights(begun_from):
+        raise ConfigError(
+            f"{directory} was trained from {_named(before)}, not from {_named(begun_from)}. Choose another --out, or "
+            "remove this run to train it anew."
+        )
+
+
+def _weights(begun_from: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """Return what makes weights the same, wherever their file lies."""
+    return None if begun_from is None else (begun_from.get("sha256"), begun_from.get("source"))
+
+
+def _named(begun_from: Mapping[str, Any] | None) -> str:
+    if begun_from is None:
+        return "random weights"
+    kind = f" ({begun_from['source']})" if begun_from.get("source") else ""
+    return f"{begun_from.get('file')}{kind} of SHA-256 {str(begun_from.get('sha256'))[:12]}…"

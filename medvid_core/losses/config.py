@@ -118,6 +118,11 @@ class FocalTverskyConfig(FocalConfig, TverskyConfig):
 
 
 @dataclass
+class RecallConfig:
+    """The recall loss has no settings."""
+
+
+@dataclass
 class BoundaryCEConfig:
     """Cross-entropy, with more on the outlines of the classes.
 

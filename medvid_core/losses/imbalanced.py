@@ -1,4 +1,4 @@
-"""Losses for masks of which there is little: focal, Tversky, their sum, and cross-entropy with more on outlines.
+"""Losses for masks of which there is little: focal, Tversky, their sum, recall, cross-entropy with more on outlines.
 
 Real, labelled frames and labelled pixels alone count. A lone class is taken for two, the background and itself.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from medvid_core.data.clip import UNLABELLED, Batch
 from medvid_core.errors import ConfigError
 from medvid_core.losses.base import segmentation_output
-from medvid_core.losses.config import BoundaryCEConfig, FocalConfig, FocalTverskyConfig, TverskyConfig
+from medvid_core.losses.config import BoundaryCEConfig, FocalConfig, FocalTverskyConfig, RecallConfig, TverskyConfig
 from medvid_core.losses.segmentation import at_least_float32
 from medvid_core.specs import OutputSpec
 
@@ -80,6 +80,11 @@ def labelled_in_frames(batch: Batch) -> Tensor:
     return pixels
 
 
+def sums_of_clips(frames: Labelled, counts: Tensor, clips: int) -> Tensor:
+    """Add counts of frames [M,K] up over each of a batch's clips; return for every frame those of its clip, [M,K]."""
+    return counts.new_zeros(clips, counts.shape[1]).index_add(0, frames.clip, counts)[frames.clip]
+
+
 class Focal:
     """Class-balanced focal loss, each class against all others.
 
@@ -119,10 +124,8 @@ class Focal:
         """α of every frame and class, [M,K] or [K]."""
         if not self.by_frequency:
             return frames.logits.new_tensor(self.alpha)
-        counts = frames.target.sum((2, 3))
-        of_clips = counts.new_zeros(clips, counts.shape[1]).index_add(0, frames.clip, counts)
-        inverse = 1 / (of_clips + 1e-6)
-        return (inverse / inverse.sum(1, keepdim=True))[frames.clip]
+        inverse = 1 / (sums_of_clips(frames, frames.target.sum((2, 3)), clips) + 1e-6)
+        return inverse / inverse.sum(1, keepdim=True)
 
 
 class Tversky:
@@ -164,6 +167,35 @@ class FocalTversky:
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sums of both parts."""
         return {name: weight * total for weight, loss in self.terms for name, total in loss(outputs, batch).items()}
+
+
+class Recall:
+    """Recall loss: cross-entropy, more of it for classes of which much is missed (Tian et al., ICRA 2022).
+
+    -1/N Σ_c Σ_(n: y_n = c) FN_c / (FN_c + TP_c) log p_(n,c) over N labelled pixels, the background included. A pixel is
+    found (TP) if its own class is the likeliest, else missed (FN); the weight, one minus the recall, is held fixed. A
+    class that is found whole has no weight, and one of which there is no pixel costs nothing.
+
+    The paper takes the recall over a whole batch, here each clip counts for itself: the same where a batch is one clip,
+    and independent of accumulation and processes.
+    """
+
+    def __init__(self, config: RecallConfig, output: OutputSpec) -> None:
+        self.name = output.name
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the number of labelled pixels."""
+        return {"recall": labelled_in_frames(batch).sum()}
+
+    def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the summed recall loss of the pixels."""
+        frames, clips = labelled(outputs, batch, self.name), len(batch["mask"])
+        missed = (frames.logits.argmax(1) != frames.mask).unsqueeze(1)
+        fn = sums_of_clips(frames, (frames.target * missed).sum((2, 3)), clips)
+        pixels = sums_of_clips(frames, frames.target.sum((2, 3)), clips)
+        entropy = F.cross_entropy(frames.logits, frames.mask, ignore_index=UNLABELLED, reduction="none")
+        of_classes = (frames.target * entropy.unsqueeze(1)).sum((2, 3))
+        return {"recall": (fn / pixels.clamp(min=1) * of_classes).sum()}
 
 
 class BoundaryCE:
@@ -211,6 +243,11 @@ def build_tversky(config: TverskyConfig, outputs: tuple[OutputSpec, ...]) -> Tve
 def build_focal_tversky(config: FocalTverskyConfig, outputs: tuple[OutputSpec, ...]) -> FocalTversky:
     """Build the sum of focal and Tversky loss."""
     return FocalTversky(config, segmentation_output(outputs))
+
+
+def build_recall(config: RecallConfig, outputs: tuple[OutputSpec, ...]) -> Recall:
+    """Build the recall loss."""
+    return Recall(config, segmentation_output(outputs))
 
 
 def build_boundary_ce(config: BoundaryCEConfig, outputs: tuple[OutputSpec, ...]) -> BoundaryCE:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medvid_core.data.clip import UNLABELLED, Case
+from medvid_core.errors import ConfigError
 from medvid_core.specs import OutputSpec
 
 Row = Mapping[str, float]
@@ -183,6 +184,25 @@ class Metric:
         """Return the metric over all cases."""
         names = dict.fromkeys(name for row in rows for name in row if name.split("/")[0] == self.name)
         return {name: mean([row.get(name, math.nan) for row in rows]) for name in names}
+
+
+def of_masks_or_cases(
+    name: str, outputs: tuple[OutputSpec, ...], of_masks: type[Metric], of_cases: type[CaseMetric]
+) -> Metric | CaseMetric:
+    """Build a metric that is called the same of masks and of whole cases.
+
+    Raises:
+        ConfigError: there are outputs of both kinds.
+    """
+    other = next((output.task for output in outputs if output.task != "segmentation"), None)
+    if other is None:
+        return of_masks(outputs)
+    if any(output.task == "segmentation" for output in outputs):
+        raise ConfigError(
+            f"The metric {name!r} means one thing for a segmentation and another for a {other}, and the model has "
+            "both. Choose one with outputs=[…], or other metrics."
+        )
+    return of_cases(outputs)
 
 
 def mean(values: Sequence[float] | npt.NDArray[np.float64]) -> float:

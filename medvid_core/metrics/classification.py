@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medvid_core.metrics.base import CaseMetric, Floats, ScoredCase
+from medvid_core.metrics.base import CaseMetric, Floats, ScoredCase, of_masks_or_cases
 from medvid_core.metrics.curves import Bools, auroc, average_precision
 from medvid_core.metrics.gather import nan_mean, together
+from medvid_core.metrics.segmentation import Precision as PixelPrecision
+from medvid_core.metrics.segmentation import Recall as PixelRecall
 from medvid_core.specs import OutputSpec
 
 _DECIDED = ("classification", "multilabel", "ordinal")
@@ -56,6 +59,16 @@ def recall_of(counts: npt.NDArray[Any]) -> Floats:
     return np.where(total > 0, np.diagonal(counts) / np.maximum(total, 1), math.nan)
 
 
+def precision_of(counts: npt.NDArray[Any]) -> Floats:
+    """Return of each class [K] the share of what was called so that is.
+
+    0 where nothing was called so, as in scikit-learn: else never calling a rare class would be no fault. NaN of a class
+    that never occurs either.
+    """
+    called, total = counts.sum(0), counts.sum(0) + counts.sum(1)
+    return np.where(total > 0, np.diagonal(counts) / np.maximum(called, 1), math.nan)
+
+
 @dataclass(frozen=True)
 class ClassResult:
     """What became of one class, asked for against all others: it is the positive one.
@@ -63,11 +76,12 @@ class ClassResult:
     Attributes:
         name: the class or label.
         count: how often it is true.
-        precision: share of what was called so that is; NaN where nothing was.
+        precision: share of what was called so that is; 0 where nothing was, NaN of a class that never occurs either.
         recall: share of it that was found (sensitivity); NaN where it is never true.
         specificity: share of all else that was not called so; NaN where there is nothing else.
         f1: 2 TP / (2 TP + FP + FN); NaN of a class that never occurs.
         auroc: of its probability; NaN where it has none, or is always or never true.
+        frames: of masks, how many annotated frames hold it; None: not counted.
     """
 
     name: str
@@ -77,17 +91,28 @@ class ClassResult:
     specificity: float
     f1: float
     auroc: float = math.nan
+    frames: int | None = None
 
 
-def class_results(counts: npt.NDArray[Any], classes: Sequence[str]) -> list[ClassResult]:
-    """Return what became of every class of a confusion matrix [K,K], rows true."""
+def class_results(
+    counts: npt.NDArray[Any], classes: Sequence[str], frames: npt.NDArray[np.int64] | None = None
+) -> list[ClassResult]:
+    """Return what became of every class of a confusion matrix [K,K], rows true.
+
+    Args:
+        counts: the matrix.
+        classes: their names.
+        frames: how many annotated frames hold each class, [K]; None: not counted.
+    """
     found = []
+    precision = precision_of(counts).tolist()
     for number, name in enumerate(classes):
         tp = int(counts[number, number])
         fp, fn = int(counts[:, number].sum()) - tp, int(counts[number].sum()) - tp
         tn = int(counts.sum()) - tp - fp - fn
-        shares = (_share(tp, tp + fp), _share(tp, tp + fn), _share(tn, tn + fp), _share(2 * tp, 2 * tp + fp + fn))
-        found.append(ClassResult(name, tp + fn, *shares))
+        shares = (_share(tp, tp + fn), _share(tn, tn + fp), _share(2 * tp, 2 * tp + fp + fn))
+        held = None if frames is None else int(frames[number])
+        found.append(ClassResult(name, tp + fn, precision[number], *shares, frames=held))
     return found
 
 
@@ -213,6 +238,45 @@ class F1(_FromConfusion):
     def of_label(self, counts: npt.NDArray[Any]) -> float:
         """Return F1 of the label's presence."""
         return float(f1_of(counts)[1])
+
+
+class Precision(_FromConfusion):
+    """Macro precision: mean over classes of the share of what was called so that is; parts: each class.
+
+    Of two classes the part of the positive one is the positive predictive value. For classes that are never called see
+    `precision_of`.
+    """
+
+    name = "precision"
+
+    def of_classes(self, counts: npt.NDArray[Any]) -> Floats:
+        """Return the precision of each class."""
+        return precision_of(counts)
+
+    def of_label(self, counts: npt.NDArray[Any]) -> float:
+        """Return the precision of the label's presence."""
+        return float(precision_of(counts)[1])
+
+
+class Recall(_FromConfusion):
+    """Macro recall: mean over the classes that occur of the share of them that was found; parts: each class.
+
+    Of two classes the part of the positive one is the sensitivity, that of the other the specificity.
+    """
+
+    name = "recall"
+
+    def of_classes(self, counts: npt.NDArray[Any]) -> Floats:
+        """Return the recall of each class."""
+        return recall_of(counts)
+
+    def of_label(self, counts: npt.NDArray[Any]) -> float:
+        """Return the recall of the label's presence."""
+        return float(recall_of(counts)[1])
+
+
+build_precision = partial(of_masks_or_cases, "precision", of_masks=PixelPrecision, of_cases=Precision)
+build_recall = partial(of_masks_or_cases, "recall", of_masks=PixelRecall, of_cases=Recall)
 
 
 class AUROC(CaseMetric):

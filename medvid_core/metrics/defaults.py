@@ -30,3 +30,6 @@ DEFAULT_METRICS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Of every task, the metrics in the order they are shown; the first is the one that chooses the best checkpoint."""
+
+TWO_MEANINGS = ("precision", "recall", "mae")
+"""What means one thing of pixels and another of cases: no default of a model that predicts masks and something else."""

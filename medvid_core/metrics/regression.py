@@ -15,8 +15,7 @@ from functools import partial
 import numpy as np
 from scipy import stats
 
-from medvid_core.errors import ConfigError
-from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredCase
+from medvid_core.metrics.base import CaseMetric, Floats, ScoredCase, of_masks_or_cases
 from medvid_core.metrics.curves import auroc
 from medvid_core.metrics.gather import nan_mean, stacked, together
 from medvid_core.metrics.segmentation import MeanAbsoluteError as PixelError
@@ -273,16 +272,4 @@ def _varies(values: Floats) -> bool:
     return len(values) > 1 and bool((values != values[0]).any())
 
 
-def build_mae(outputs: tuple[OutputSpec, ...]) -> Metric | CaseMetric:
-    """Build the metric ``mae``: of probabilities for masks, of numbers for a regression.
-
-    Raises:
-        ConfigError: there are outputs of both kinds.
-    """
-    tasks = {output.task for output in outputs}
-    if {"segmentation", "regression"} <= tasks:
-        raise ConfigError(
-            "The metric 'mae' means one thing for a segmentation and another for a regression, and the model has both. "
-            "Choose one with outputs=[…], or other metrics."
-        )
-    return MeanAbsoluteError(outputs) if "regression" in tasks else PixelError(outputs)
+build_mae = partial(of_masks_or_cases, "mae", of_masks=PixelError, of_cases=MeanAbsoluteError)

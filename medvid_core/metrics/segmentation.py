@@ -6,12 +6,13 @@ then over classes. Prediction and annotation both empty score 1, only one of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from medvid_core.metrics.base import Metric, ScoredFrames
+from medvid_core.metrics.base import Floats, Metric, Row, ScoredFrames, mean
 from medvid_core.specs import OutputSpec
 
 
@@ -105,6 +106,45 @@ class FMeasure(Overlap):
         """Return the F-measure, 0 to 1."""
         weighted = (1 + self.beta_squared) * tp
         return _ratio(weighted, weighted + self.beta_squared * fn + fp, 1.0)
+
+
+class WherePresent(Metric):
+    """An overlap of those frames alone whose annotation holds the class: of the others it is undefined.
+
+    A class that is in few frames is otherwise scored 1 in all others for not being predicted there. The result is the
+    mean over classes of the classes' results, so that a class counts the same however rare it is. What is predicted
+    where the class is not, this does not see.
+
+    Args:
+        of: the overlap.
+        outputs: what is predicted.
+    """
+
+    def __init__(self, of: type[Overlap], outputs: tuple[OutputSpec, ...]) -> None:
+        super().__init__(outputs)
+        self.of, self.name = of(outputs), f"{of.name}-present"
+
+    def per_frame(self, frames: ScoredFrames) -> Mapping[str, Tensor]:
+        """Return the value of each frame; NaN where the class is not."""
+        tp, fp, fn, tn = frames.confusion.unbind(2)
+        return with_classes(self.name, torch.where(tp + fn > 0, self.of.score(tp, fp, fn, tn), torch.nan), self.outputs)
+
+    def per_case(self, values: Mapping[str, Floats]) -> Mapping[str, float | Floats]:
+        """Return the mean over the frames that hold a class, then over classes."""
+        return self._over_classes({name: mean(column) for name, column in values.items()})
+
+    def summarise(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Return the mean over the cases that hold a class, then over classes."""
+        return self._over_classes(super().summarise(rows))
+
+    def _over_classes(self, found: dict[str, float]) -> dict[str, float]:
+        parts = [value for name, value in found.items() if name != self.name]
+        return {**found, self.name: mean(parts)} if parts else found
+
+
+build_dice_present, build_jaccard_present, build_precision_present, build_recall_present = (
+    partial(WherePresent, of) for of in (Dice, Jaccard, Precision, Recall)
+)
 
 
 class MeanAbsoluteError(Metric):

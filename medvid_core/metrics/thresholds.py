@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from medvid_core.data.clip import Case
-from medvid_core.metrics.base import Floats, Metric, ScoredFrames, mean
+from medvid_core.metrics.base import CaseMetric, Floats, Metric, ScoredFrames, mean
 from medvid_core.metrics.gather import remembered
 from medvid_core.metrics.segmentation import Dice, Jaccard, Overlap, Precision, Recall, Specificity, with_classes
 
 THRESHOLDS = 256
+
+_CURVE = "/curve"
 
 
 def of_classes(frames: ScoredFrames) -> tuple[Tensor, Tensor]:
@@ -141,28 +143,54 @@ class BestOfCurve(Metric):
         return with_classes(self.name, self.curve(frames), self.outputs)
 
     def per_case(self, values: Mapping[str, Floats]) -> Mapping[str, float | Floats]:
-        """Return the best of a case's own curves; ``…/curve`` [N] is for `across`."""
+        """Return the best of a case's own curves; ``…/curve`` [N] is for `across` and `at_best_thresholds`."""
         curves = {name: _mean_curve(list(values[name])) for name in self._columns(values)}
         best = {name: float(curve.max()) for name, curve in curves.items()}
-        return {**self._mean(best), **best, **{f"{name}/curve": curve for name, curve in curves.items()}}
+        return {**self._mean(best), **best, **{f"{name}{_CURVE}": curve for name, curve in curves.items()}}
 
     def across(self, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
         """Replace each case's values by those at the threshold that is best for all."""
         known = [row for row in rows if self.name in row]
         for column in self._columns(known[0]) if known else ():
-            best = int(np.argmax(_mean_curve([row[f"{column}/curve"] for row in known])))
+            best = int(np.argmax(_mean_curve([row[f"{column}{_CURVE}"] for row in known])))
             for row in known:
-                row[column] = float(row[f"{column}/curve"][best])
+                row[column] = float(row[f"{column}{_CURVE}"][best])
         for row in known:
             row |= self._mean({column: row[column] for column in self._columns(row)})
 
     def _columns(self, row: Mapping[str, Any]) -> list[str]:
         """The columns that are of a class, of those in a row."""
-        own = [name for name in row if name.split("/")[0] == self.name and not name.endswith("/curve")]
+        own = [name for name in row if name.split("/")[0] == self.name and not is_curve(name)]
         return [name for name in own if name != self.name] or own
 
     def _mean(self, values: Mapping[str, float]) -> dict[str, float]:
         return {self.name: mean(list(values.values()))} if values else {}
+
+
+def is_curve(name: str) -> bool:
+    """Whether an array that a metric keeps for `Metric.across` is a curve of `BestOfCurve`."""
+    return name.endswith(_CURVE)
+
+
+def at_best_thresholds(
+    metrics: Sequence[Metric | CaseMetric],
+    rows: Sequence[Mapping[str, float]],
+    curves: Sequence[Mapping[str, Floats]],
+) -> list[dict[str, float]]:
+    """Return rows with every `BestOfCurve` at the threshold that is best for these cases together.
+
+    For cases that were scored apart, or with others: a threshold of other cases is none of theirs.
+
+    Args:
+        metrics: all metrics; others are passed over.
+        rows: of the cases.
+        curves: of the same, by name.
+    """
+    full: list[dict[str, Any]] = [{**row, **mine} for row, mine in zip(rows, curves, strict=True)]
+    for metric in metrics:
+        if isinstance(metric, BestOfCurve):
+            metric.across([row for row, mine in zip(full, curves, strict=True) if mine], ())
+    return [{name: value for name, value in row.items() if not is_curve(name)} for row in full]
 
 
 def _mean_curve(curves: Sequence[Floats]) -> Floats:

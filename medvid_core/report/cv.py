@@ -21,7 +21,7 @@ from medvid_core.report.text import UNDEFINED, counted, metric_name, number, wit
 
 if TYPE_CHECKING:
     from medvid_core.engine.contrast import Value
-    from medvid_core.engine.pooled import Classes, CrossValidation
+    from medvid_core.engine.pooled import Classes, CrossValidation, FoldResult
 
 
 def write_cv(found: CrossValidation, out: Path) -> None:
@@ -186,10 +186,15 @@ def _remarks(values: Mapping[str, Value], where: str) -> list[str]:
 
 def _by_class(each: Classes) -> Table:
     ranked = any(not math.isnan(result.auroc) for result in each.results)
-    head = ["class", f"true {each.unit}", "precision", "recall", "specificity", "F1", *(["AUROC"] if ranked else [])]
+    framed = any(result.frames is not None for result in each.results)
+    head = [
+        *("class", *(["frames that hold it"] if framed else []), f"true {each.unit}"),
+        *("precision", "recall", "specificity", "F1", *(["AUROC"] if ranked else [])),
+    ]
     rows = [
         [
             result.name,
+            *([f"{result.frames:,}"] if framed else []),
             f"{result.count:,}",
             *(number(value) for value in (result.precision, result.recall, result.specificity, result.f1)),
             *([number(result.auroc)] if ranked else []),
@@ -222,16 +227,25 @@ def _folds(found: CrossValidation) -> Table:
             str(fold.patients),
             UNDEFINED if fold.best_epoch is None else str(fold.best_epoch),
             number(fold.validation),
-            *(number(fold.values.get(name, math.nan)) for name in found.main),
+            *(_of_fold(fold, name) for name in found.main),
         ]
         for fold in found.folds
     ]
-    lead = (
-        f"Test cases of each fold. The epoch was chosen by {metric_name(found.main[0])} of validation cases taken from "
-        "the other folds, which stands beside it; it is no result."
-    )
+    lead = "Test cases of each fold, in brackets the 95 % interval over its patients: of few it is a rough one. "
+    if any(fold.best_epoch is not None for fold in found.folds):
+        lead += (
+            f"The epoch was chosen by {metric_name(found.main[0])} of validation cases taken from the other folds, "
+            "which stands beside it; it is no result."
+        )
+    else:
+        lead += "In no fold did validation cases choose an epoch."
     uneven = "" if math.isnan(found.imbalance) else f"Imbalance of the folds: {number(found.imbalance)} (0: all alike)."
     return Table("Folds", [*head, *(arrow(found, name) for name in found.main)], rows, lead, uneven)
+
+
+def _of_fold(fold: FoldResult, name: str) -> str:
+    value, interval = fold.values.get(name, math.nan), fold.intervals.get(name)
+    return number(value) if interval is None else in_brackets(value, interval.low, interval.high)
 
 
 def _grid(found: CrossValidation) -> Table:
@@ -278,11 +292,15 @@ def _lines(found: CrossValidation) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for fold in found.folds:
         known = {"cases": fold.cases, "patients": fold.patients, "best_epoch": fold.best_epoch or ""}
-        values = {name: fold.values.get(name, math.nan) for name in found.metrics}
-        lines.append({"of": f"fold {fold.fold}", "run": fold.run, **known, "validation": fold.validation, **values})
+        line: dict[str, Any] = {"of": f"fold {fold.fold}", "run": fold.run, **known, "validation": fold.validation}
+        for name in found.metrics:
+            line[name] = fold.values.get(name, math.nan)
+            if interval := fold.intervals.get(name):
+                line |= {f"{name}:low": interval.low, f"{name}:high": interval.high}
+        lines.append(line)
     for of, values_of in (("pooled", found.pooled), ("per patient", found.per_patient)):
         if values_of:
-            line: dict[str, Any] = {"of": of, "cases": found.data["cases"], "patients": found.data["patients"]}
+            line = {"of": of, "cases": found.data["cases"], "patients": found.data["patients"]}
             for name, value in values_of.items():
                 line |= {name: value.value, f"{name}:low": value.low, f"{name}:high": value.high}
             lines.append(line)

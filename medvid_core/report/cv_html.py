@@ -35,7 +35,7 @@ def page(found: CrossValidation) -> str:
         section(
             "Folds and all together",
             _folds_plots(found),
-            lead="Every point is a fold; the diamond is the pooled value, the line its 95 % interval over patients.",
+            lead="Every point is a fold, the diamond the pooled value; lines are 95 % intervals over patients.",
         ),
         section("Predictions", *_predictions(found), lead="Pooled over folds."),
         *rest,
@@ -81,6 +81,9 @@ def _folds_plot(found: CrossValidation, name: str) -> str:
         shown["per patient"] = found.per_patient[name]
 
     def draw(axes: Axes) -> None:
+        for row, fold in enumerate(found.folds):
+            if name in fold.intervals and not math.isnan(fold.intervals[name].low):
+                axes.plot([fold.intervals[name].low, fold.intervals[name].high], [row, row], color=ACCENT, alpha=0.6)
         axes.plot(values, range(len(values)), "o", ms=7, color=ACCENT)
         for row, value in enumerate(shown.values(), len(values)):
             if not math.isnan(value.low):

@@ -88,6 +88,7 @@ def roc_plot(curves: Sequence[Curve], title: str, alt: str) -> str:
 def confusion_plot(counts: Integers, classes: Sequence[str], title: str, alt: str) -> str:
     """Return a confusion matrix [K,K], rows true: counts, and the share of each true class as number and tint."""
     shares = shares_of(counts)
+    cells, unit = in_one_unit(counts)
     size = len(classes)
     named = size <= _NAMED_CELLS
 
@@ -99,14 +100,16 @@ def confusion_plot(counts: Integers, classes: Sequence[str], title: str, alt: st
                 share = 0.0 if math.isnan(shares[i, j]) else shares[i, j]
                 corner = (j - 0.5, i - 0.5)
                 axes.add_patch(Rectangle(corner, 1, 1, facecolor=ACCENT, alpha=_TINT * share, linewidth=0))
-                if counts[i, j] and named:
-                    axes.text(j, i, f"{short(counts[i, j])}\n{share:.0%}", ha="center", va="center", fontsize=10.5)
+                if named:
+                    shown = "–" if math.isnan(shares[i, j]) else f"{share:.0%}"
+                    axes.text(j, i, f"{cells[i][j]}\n{shown}", ha="center", va="center", fontsize=10.5)
             axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1))
         names = [shortened(name, 16) for name in classes]
         tilted = size > 3 or max(map(len, names)) > 10
         axes.set_xticks(range(size), names, rotation=35 if tilted else 0, ha="right" if tilted else "center")
         axes.set_yticks(range(size), names)
-        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), title=title, xlabel="predicted", ylabel="true")
+        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), title=title, ylabel="true")
+        axes.set_xlabel(f"predicted{unit if named else ''}")
         axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
         axes.grid(visible=False)
@@ -117,9 +120,14 @@ def confusion_plot(counts: Integers, classes: Sequence[str], title: str, alt: st
     return plot(draw, alt, width=max(4.6, side + 0.6), height=max(3.0, side))
 
 
-def short(count: int) -> str:
-    """Return a count in few characters: ``12345`` as it is, from a hundred thousand on ``0.123 M``."""
-    return str(count) if count < 100_000 else f"{count / 1e6:.3g} M"
+def in_one_unit(counts: Integers) -> tuple[list[list[str]], str]:
+    """Return counts [K,K] as text, all in one unit, and what to say of it: in thousands where one has seven digits."""
+    if counts.max(initial=0) < 1_000_000:
+        return [[f"{count:,}" for count in row] for row in counts.tolist()], ""
+    thousands = [
+        [f"{count / 1000:,.0f}" if count >= 500 or not count else "< 0.5" for count in row] for row in counts.tolist()
+    ]
+    return thousands, " (counts in thousands)"
 
 
 def shares_of(counts: npt.NDArray[Any]) -> Floats:

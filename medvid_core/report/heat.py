@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as changes
 
 from medvid_core.data.clip import Case
+from medvid_core.data.loader import frame_times
 from medvid_core.data.readers import read_images
 from medvid_core.data.transforms import to_source
 from medvid_core.report.captionbox import Captions, Colour, Track
@@ -122,6 +124,13 @@ def stills_of(strengths: Floats) -> list[int]:
     return sorted(set(picks))
 
 
+def frame_label(case: Case, number: int) -> str:
+    """Return the number of a frame in the recording, and when it was taken where that is known."""
+    index = case.source_frames[number] if case.source_frames else number
+    time_s = float(frame_times(case, np.array([number]))[0])
+    return f"frame {index}" if math.isnan(time_s) else f"frame {index}, {time_s:.2f} s"
+
+
 def write_heat(stem: Path, case: Case, heat: Heat, words: Sequence[str], curve: str) -> None:
     """Write ``<stem>.webm``, every frame with its heat, and ``<stem>.png``, some frames without and with it.
 
@@ -150,5 +159,5 @@ def write_heat(stem: Path, case: Case, heat: Heat, words: Sequence[str], curve: 
                 writer.append(np.asarray(stacked(above.at(number), Image.fromarray(picture))))
                 if number in picks:
                     small = resize_image(image, still_size)
-                    stills.append(Still(f"frame {number}", small, resize_image(picture, still_size)))
+                    stills.append(Still(frame_label(case, number), small, resize_image(picture, still_size)))
     with_words(strip(stills), words, [track]).save(stem.with_name(f"{stem.name}.png"))

@@ -56,7 +56,20 @@ def test_vivim(benchmark_named, capsys):
         assert plain.keys() == ours.keys()
         assert vivim.apart(ours, plain) < 1e-4
     assert vivim.main(["--preset", "tiny", "--no-memory"]) == 0
-    assert "decoder and head" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "decoder and head" in text
+    rates = text.partition("## Frames per second")[2].partition("## Parts")[0]
+    assert [line.split(" | ")[0] for line in rates.splitlines() if line.startswith("| ")][2:] == [
+        "| as published",
+        "| ours",
+        "| unet",
+    ]
+
+
+def test_frames_per_second(benchmark_named):
+    """A clip of five frames in half a second; the centre of it alone; a U-Net has no centre."""
+    lines = benchmark_named("vivim").report_rates({"ours": 0.5, "unet": 0.25}, 5).splitlines()
+    assert lines[2:] == ["| ours | 10.00 | 2.00 |", "| unet | 20.00 | – |"]
 
 
 def test_operations_of_vivim(benchmark_named):

@@ -156,3 +156,14 @@ def test_reference_to_what_is_absent(run):
     done = run("--model", "vessel-net", "preset=full")
     assert done.returncode == 2
     assert done.stderr == "medvid-run: error: Model 'vessel-net' has no preset 'full'. Known: .\n"
+
+
+def test_output_that_nobody_reads_on(tmp_path):
+    """``medvid-run plugins | head -1`` ends as other commands do, without a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "medvid_core", "plugins"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    os.close(writing)
+    assert done.returncode == 141
+    assert done.stderr == ""

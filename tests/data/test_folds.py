@@ -12,12 +12,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from medvid_core.config import SplitConfig
 from medvid_core.data.clip import Case, Source
+from medvid_core.data.contents import Content, content_of
 from medvid_core.data.folds import (
-    Content,
+    Folds,
     check_classes,
     check_folds,
-    content_of,
     imbalance_of,
+    lacking,
     make_folds,
     read_folds,
     strata,
@@ -310,6 +311,51 @@ def test_a_class_that_a_fold_could_not_learn_is_refused(tmp_path):
         "or out of 'val', divide into fewer folds (--folds), or leave the class out."
     )
     check_classes(read_folds(write(tmp_path / "t.json", [(["a1", "a2", "b1"], []), (["c1", "d1"], [])])), contents, "")
+
+
+SIGNS = OutputSpec(name="signs", task="multilabel", classes=("x", "y", "z"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(1, 0, 1), (0, 1, 0), (1, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 0), (1, 1, 0)],
+        [(1, 0, 0), (1, 1, 0), (1, 1, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1), (1, 0, 0)],
+    ],
+)
+def test_validation_leaves_the_last_case_of_a_class_for_training(rows):
+    """Two patients have z: one is tested, and the most even validation part would take the other."""
+    cases = [
+        Case(case_id=f"c{n}", group_id=f"p{n}", frames=4, streams={}, targets={"signs": row})
+        for n, row in enumerate(rows)
+    ]
+    contents = {one.case_id: content_of(one, (SIGNS,)) for one in cases}
+    config = SplitConfig(val=0.3, attempts=3)
+    folds = make_folds(cases, (SIGNS,), list(contents.values()), 3, config)
+    assert all(folds.val)
+    check_classes(folds, contents, "here")
+
+
+def test_a_shuffle_that_tests_every_class_comes_before_a_more_even_one():
+    rows = [(1, 1, 0), (1, 0, 0), (1, 1, 1), (1, 0, 1), (1, 0, 0), (1, 0, 0), (1, 1, 1), (1, 0, 0)]
+    cases = [
+        Case(case_id=f"c{n}", group_id=f"p{n}", frames=4, streams={}, targets={"signs": row})
+        for n, row in enumerate(rows)
+    ]
+    contents = {one.case_id: content_of(one, (SIGNS,)) for one in cases}
+    make = lambda attempts: make_folds(  # noqa: E731
+        cases, (SIGNS,), list(contents.values()), 3, SplitConfig(val=0.3, attempts=attempts)
+    )
+    assert lacking(make(1), contents, "test") == {2: ["signs: z"]}
+    assert lacking(make(3), contents, "test") == {}
+    assert make(3).imbalance > make(1).imbalance
+
+
+def test_a_part_that_lacks_a_class_is_told():
+    folds = Folds(test=(("a1", "a2", "b1"), ("d1",)), val=((), ()), held_out=("c1",))
+    contents = {one.case_id: content_of(one, (VIEW,)) for one in CASES}
+    assert lacking(folds, contents, "test") == {1: ["view: b"]}
+    assert lacking(folds, contents, "train") == {0: ["view: b"]}  # the one held out is no help
 
 
 @pytest.mark.parametrize(

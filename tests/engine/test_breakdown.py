@@ -197,6 +197,18 @@ def test_metrics_beside_masks_are_divided_too():
     assert {part.value: part.values["auroc"].value for part in found.parts} == {ALL: 0.5, "a": 1.0, "b": 0.0}
 
 
+def test_every_part_has_a_best_threshold_of_its_own():
+    """Two cases whose curves have their best at different places: together both do worse than alone."""
+    rows = rows_of([0.5, 0.5])
+    for row, curve in zip(rows, ([0.2, 0.8, 0.6], [0.9, 0.1, 0.6]), strict=True):
+        row["threshold-max-dice"] = 0.6
+        row.curves = {"threshold-max-dice/curve": np.array(curve)}
+    metric = create_metric("threshold-max-dice", [LV])
+    found = break_down("site", ["a", "b"], rows, [metric], {"threshold-max-dice": True}, 50)
+    values = {part.value: part.values["threshold-max-dice"].value for part in found.parts}
+    assert values == {ALL: pytest.approx(0.6), "a": 0.8, "b": 0.9}
+
+
 def test_a_column_that_one_case_lacks_costs_nothing():
     """Such as those in the row of the first view of a study alone."""
     rows = rows_of([0.5, 0.6, 0.7])

@@ -219,8 +219,8 @@ def test_an_evaluation_is_never_written_over(medvid, refused, table_run, tmp_pat
 def test_evaluate_refuses_settings_that_training_fixed(refused, tiny_run, word):
     key = word.partition("=")[0]
     assert refused("evaluate", tiny_run, word) == (
-        f"{key} was fixed when the model was trained. evaluate takes clip.overlap, evaluate.*, metrics, dataset.*, "
-        f"split.*, cache, not {key}."
+        f"{key} was fixed when the model was trained. evaluate takes clip.overlap, clip.blend, evaluate.*, metrics, "
+        f"dataset.*, split.*, cache, not {key}."
     )
 
 
@@ -503,8 +503,11 @@ def test_settings_may_stand_anywhere(medvid, refused, capsys):
     assert refused("--model", "unet", "seed=1", "--print-config", "typo") == (
         "'typo' is not of the form key=value, e.g. train.epochs=20."
     )
-    for words in (("--model", "unet", "--print-confg"), ("predict", "RUN", "PATH", "seed=1")):
+    for words in (("--model", "unet", "--print-confg"), ("explain", "RUN", "PATH", "seed=1")):
         assert refused(*words) == f"unrecognized arguments: {words[-1]}"
+    assert refused("predict", "RUN", "PATH", "seed=1") == (
+        "seed cannot be set here. Settings that can: dataset=NAME and dataset.KEY=VALUE, which say how PATH is read."
+    )
 
 
 def test_mistyped_command(refused):

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medvid_core.config import read_config_file
 from medvid_core.data.folds import read_folds
@@ -166,10 +167,117 @@ def test_an_edited_file_is_verified(medvid, refused, validated, tmp_path):
     first["test"].remove(moved)
     second["val"] = [name for name in second["val"] if name != moved]
     (out / "splits.json").write_text(json.dumps(data))
-    assert "was trained before fold 0 was changed" in refused("cv", *TINY, *SHORT, "--out", out)
+    message = refused("cv", *TINY, *SHORT, "--out", out)
+    assert "fold0 was trained before the folds were changed: its train part was another" in message
 
 
-def test_a_grid_is_chosen_by_validation_and_the_final_model_trained(medvid, tmp_path):
+def edit(path, change):
+    """Change a JSON file."""
+    data = record(path)
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def hold_out_what_fold_1_tests(out):
+    def change(data):
+        name = data["folds"][1]["test"].pop()
+        data["held_out"].append(name)
+        for fold in data["folds"]:
+            fold["val"] = [other for other in fold["val"] if other != name]
+
+    edit(out / "splits.json", change)
+
+
+def draw_a_mask_anew(out):
+    edit(out / "contents.json", lambda data: next(iter(data.values())).update(key="of before", digest="of before"))
+
+
+def start_from(out):
+    edit(out / "fold1" / "run.json", lambda data: data.update(begun_from={"file": "w", "sha256": "ab", "source": None}))
+
+
+def change_the_data(out):
+    edit(out / "fold2" / "run.json", lambda data: data["dataset"].update(fingerprint="ab"))
+
+
+def lose_the_test_cases(out):
+    """As a run records it whose test cases cannot be prepared: it is scored on its validation cases."""
+
+    def change(data):
+        data["split"] = "val"
+        data["dataset"]["skipped"] = dict.fromkeys(record(out / "splits.json")["folds"][0]["test"], "no person is seen")
+
+    edit(out / "fold0" / "run.json", change)
+    edit(out / "fold0" / "splits.json", lambda data: data.update(test=[]))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (hold_out_what_fold_1_tests, "fold0 was trained before the folds were changed: its train part was another."),
+        (draw_a_mask_anew, "The masks of 1 case(s), e.g. 'echo-00000', were changed after "),
+        (start_from, "fold1 was trained from w of SHA-256 ab…, not from random weights. Choose another --out"),
+        (change_the_data, "fold2 was trained on other data than there are now"),
+        (lose_the_test_cases, "Fold 0 has no result: not one of its 2 test cases can be used"),
+    ],
+)
+def test_folds_that_cannot_be_pooled_are_refused(refused, validated, tmp_path, change, text):
+    """A case that was learnt from, masks drawn anew, other weights or data, validation cases for test cases."""
+    out = shutil.copytree(validated, tmp_path / "copy")
+    change(out)
+    before = (out / "contents.json").read_text()
+    assert text in refused("cv", *TINY, *SHORT, "--out", out)
+    assert (out / "contents.json").read_text() == before
+
+
+def test_other_weights_are_refused(refused, validated):
+    message = refused("cv", *TINY, *SHORT, "--out", validated, "--weights", validated / "fold0" / "model.safetensors")
+    assert "fold0 was trained from random weights, not from model.safetensors of SHA-256 " in message
+    assert "There is no model file x." in refused("cv", *TINY, *SHORT, "--out", validated, "--weights", "x")
+
+
+def test_masks_are_looked_at_once(medvid, validated, tmp_path, monkeypatch):
+    out = shutil.copytree(validated, tmp_path / "copy")
+    monkeypatch.setattr("medvid_core.engine.cv_folds.content_of", None)  # calling it would fail
+    medvid("cv", *TINY, *SHORT, "--out", out)
+    assert (out / "contents.json").read_text() == (validated / "contents.json").read_text()
+
+
+def test_fan_masks_are_checked_before_anything_is_trained(refused, vtus, tmp_path):
+    root = vtus()
+    for part, name in (("Train", "a"), ("Train", "b"), ("Train", "c"), ("Test", "d")):
+        Image.new("L", (40, 36 if name != "d" else 30), 255).save(root / part / name / "fan.png")
+    words = ("cv", "--model", "unet", "--data", root, "preset=tiny", "clip.fan_crop=auto", "--folds", 3)
+    message = refused(*words, "--final", "--out", tmp_path / "out")
+    assert f"The fan mask {root / 'Test' / 'd' / 'fan.png'} is 40x30 pixels while the frames are 40x36." in message
+    assert not (tmp_path / "out" / "fold0").exists()
+
+
+def test_folds_that_are_refused_can_be_edited(refused, vtus, tmp_path):
+    """One patient alone holds the class, so that the fold that tests it could not learn it."""
+    root = vtus()
+    for path in [*(root / "Train_GT" / "b").iterdir(), *(root / "Train_GT" / "c").iterdir()]:
+        Image.new("L", (40, 36)).save(path)
+    words = ("cv", "--model", "unet", "--data", root, "preset=tiny", "split.val=0", "--folds", 3)
+    message = refused(*words, "--out", tmp_path / "out")
+    path = tmp_path / "out" / "splits.json"
+    assert message.startswith(f"{path}: no training case of fold ")
+    assert "(cases that do: Train/a)" in message or "(cases that do: a)" in message
+    folds = read_folds(path)
+    assert sorted(map(len, folds.test)) == [1, 1, 1]
+    assert refused(*words, "--out", tmp_path / "out") == message
+
+
+def test_the_settings_can_be_shown(medvid, capsys, tmp_path):
+    """Of every point; nothing is written."""
+    medvid("cv", *TINY, "optimizer.lr=1e-3,1e-4", "--print-config", "--out", tmp_path / "out")
+    text = capsys.readouterr().out
+    assert text.index("# lr=1e-3") < text.index("optimizer.lr=0.001 ") < text.index("# lr=1e-4")
+    assert "optimizer.lr=0.0001" in text[text.index("# lr=1e-4") :]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_is_chosen_by_validation_and_the_final_model_trained(medvid, capsys, tmp_path):
     """Two points on the first two of three folds given by a file; then all cases, for the mean best epoch."""
     names = [f"echo-{number:05d}" for number in range(6)]
     folds = [{"test": names[k : k + 2], "val": [names[(k + 2) % 6]]} for k in (0, 2, 4)]
@@ -199,6 +307,12 @@ def test_a_grid_is_chosen_by_validation_and_the_final_model_trained(medvid, tmp_
     assert settings["optimizer.lr"] == float(found["chosen"].removeprefix("lr="))
     assert settings["train.epochs"] == 1
     assert found["final"]["reason"] == "the mean of the best epochs of the folds (1, 1)"
+    medvid(*words, "--max-folds", 2, "--out", out)  # what is there is told of
+    assert record(out / "cv.json")["final"] == found["final"]
+    edit(out / "final" / "run.json", lambda data: data.update(begun_from={"file": "w", "sha256": "ab"}))
+    medvid(*words, "--max-folds", 2, "--out", out)
+    assert record(out / "cv.json")["final"] is None
+    assert "the final model is left out of the report: " in capsys.readouterr().err
     assert read_folds(out / "splits.json").test == tuple(tuple(fold["test"]) for fold in folds)
 
 

@@ -69,7 +69,16 @@ def test_grad_cam_from_the_command(medvid, refused, tmp_path, capsys):
     assert name in VIEW.classes
     assert record["is_predicted"]
     assert record["probability"] > 0.5
-    assert f"v: view: {name}, probability {record['probability']:.2f} (predicted)\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    line = f"v: view: {name}, probability {record['probability']:.2f} (predicted), maps 4x1x1 (frames x height x width)"
+    assert f"{line}\n" in said
+    assert record["notes"] == [
+        "maps of 1x1 places (height x width) are too coarse to say where. Train with a larger clip.size, or use "
+        "--method integrated-gradients"
+    ]
+    assert record["notes"][0] in " ".join(said.split())
+    assert record["frame_index"] == list(range(7))
+    assert record["time_s"] == pytest.approx([t / 12 for t in range(7)], abs=1e-6)
     assert {path.name for path in folder.iterdir()} == {
         "explanation.json",
         "explanation.safetensors",
@@ -82,6 +91,7 @@ def test_grad_cam_from_the_command(medvid, refused, tmp_path, capsys):
     assert "completeness" not in record
     maps, metadata = maps_of(folder)
     stream = record["streams"]["video"]
+    assert stream["map_size"] == [4, 1, 1]
     assert maps["video"].shape == (7, 32, 32)
     assert maps["video"].dtype == torch.float16
     assert float(metadata["video/unit"]) == stream["unit"] > 0
@@ -193,16 +203,24 @@ def test_what_should_be_known_before_maps_are_believed(numbered):
         "between baseline and clip to be relied upon"
     ]
     assert doubts(replace(found, gap=0.01)) == doubts(replace(found, gap=None)) == []
+    assert doubts(replace(found, map_sizes={"video": (4, 4, 5)}, gap=None)) == []
+    coarse = replace(found, map_sizes={"video": (4, 2, 3), "flow": (3, 4, 4)})
+    assert [line.split(" ", 6)[:4] for line in doubts(coarse)] == [
+        ["maps", "of", "2x3", "places"],
+        ["the", "maps", "of", "a"],
+    ]
     empty = replace(found, maps={"video": torch.zeros(7, 8, 8)}, gap=None)
     assert doubts(empty) == ["nothing speaks for psax; ask what speaks against it with --class 'not psax'"]
 
 
 def test_a_video_for_each_stream(numbered, tmp_path):
     case, found = numbered
+    case = replace(case, source_frames=tuple(range(20, 34, 2)), times_s=tuple(2 + t / 10 for t in range(7)))
     write_explanation(tmp_path / "case", case, found, Numbered(), "numbered", {"model": "m"})
     record = json.loads((tmp_path / "case" / "explanation.json").read_text())
     assert list(record["streams"]) == ["video", "flow"]
     assert record["model"] == "m"
+    assert (record["frame_index"], record["time_s"][:2]) == ([20, 22, 24, 26, 28, 30, 32], [2.0, 2.1])
     for name, stream in record["streams"].items():
         assert stream["video"] == f"psax-numbered-{name}.webm"
         frames, shape = shape_of_video(tmp_path / "case" / stream["video"])

@@ -2,8 +2,10 @@
 
 import pytest
 
-from medvid_core.engine.grid import points_of, split_values
+from medvid_core.config import compose
+from medvid_core.engine.grid import Point, check_alike, points_of, split_values
 from medvid_core.errors import ConfigError
+from medvid_core.plugins import registry
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,34 @@ def test_what_cannot_be_searched_over_is_refused(word, text):
 def test_a_key_given_twice_is_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.lr is given twice"):
         points_of(["optimizer.lr=1,2", "optimizer.lr=3,4"])
+
+
+ALONE = ("clip.size=[32,32]", "clip.size=[48,48]")
+
+
+@pytest.mark.parametrize(
+    ("values", "same", "text"),
+    [
+        (("metrics=[dice]", "metrics=[mae]"), (), "a and b cannot be compared: metrics is ['dice'] in one and ['mae']"),
+        (
+            ("dataset.cases=6", "dataset.cases=7"),
+            (),
+            "dataset.cases is 6 in one and 7 in the other. Give dataset.cases",
+        ),
+        (("evaluate.at=model", "evaluate.at=source"), (), "evaluate.at is model in one and source in the other"),
+        (ALONE, ("evaluate.at=model",), "(evaluate.at=model scores the pixels the model sees). Give clip.size one"),
+        (("clip.fan_crop=none", "clip.fan_crop=auto"), ("evaluate.at=model",), "clip.fan_crop is none in one and auto"),
+        (ALONE, ("evaluate.at=source",), ""),
+        (("optimizer.lr=1e-3", "optimizer.lr=1e-4"), ("evaluate.at=model",), ""),
+    ],
+)
+def test_points_that_are_judged_by_different_things_are_refused(values, same, text):
+    """Whatever sets them: a preset may set any of these."""
+    points = [Point(name, (value,)) for name, value in zip("ab", values, strict=True)]
+    composed = [compose(registry(), "unet", None, [*same, *point.words]) for point in points]
+    if not text:
+        check_alike(points, composed)
+        return
+    with pytest.raises(ConfigError) as info:
+        check_alike(points, composed)
+    assert text in str(info.value)

@@ -9,8 +9,10 @@ import torch
 import yaml
 
 from medvid_core import plugins
+from medvid_core.data.contents import Content
 from medvid_core.data.folds import Folds
 from medvid_core.engine import checkpoint
+from medvid_core.engine.cv_folds import Divided
 from medvid_core.engine.finished import read_finished
 from medvid_core.engine.pooled import best_epoch, pool
 from medvid_core.engine.scoring import CaseRow, build_metrics, columns, write_tables
@@ -88,7 +90,7 @@ def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("pooled")
     runs = [read_finished(finish(out / f"fold{fold}", fold, cases(fold))) for fold in range(2)]
     folds = Folds(test=tuple(tuple(run.tested) for run in runs), val=(("v",), ("v",)), imbalance=0.1)
-    result = pool(runs, folds, out, 100)
+    result = pool(runs, Divided(folds), out, 100)
     write_cv(result, out)
     return out, result
 
@@ -162,3 +164,70 @@ def test_the_best_epoch_is_that_of_the_step_kept(found):
     run = read_finished(out / "fold0")
     run.splits["val"].clear()
     assert best_epoch(run) is None  # nothing chose it
+
+
+@pytest.mark.parametrize(("second", "epoch"), [(0.75, None), (0.5, 2)])
+def test_evaluations_that_are_all_the_same_choose_nothing(tmp_path, second, epoch):
+    directory = finish(tmp_path / "fold0", 0, cases(0))
+    with open(directory / "metrics.jsonl", "a") as file:
+        for step, value in ((4, 0.75), (6, second)):
+            file.write(json.dumps({"kind": "evaluation", "split": "val", "step": step, "accuracy": value}) + "\n")
+    assert best_epoch(read_finished(directory)) == epoch
+    run = read_finished(directory)
+    folds = Folds(test=(tuple(run.tested), ("z",)), val=(("v",), ("v",)))
+    notes = pool([run], Divided(folds), tmp_path, 100).notes
+    assert ("Fold 0: validation cases chose no checkpoint; no evaluation was better than another." in notes) is (
+        epoch is None
+    )
+
+
+def test_every_fold_has_intervals_of_its_own(found):
+    """Those of its patients alone, in all three tables."""
+    out, result = found
+    for fold in result.folds:
+        for name, value in fold.values.items():
+            assert fold.intervals[name].value == pytest.approx(value)
+            assert fold.intervals[name].patients == 6
+        low, high = fold.intervals["accuracy"].low, fold.intervals["accuracy"].high
+        assert low < fold.values["accuracy"] < high
+        lines = csv.DictReader((out / "cv.csv").read_text().splitlines())
+        line = next(line for line in lines if line["of"] == f"fold {fold.fold}")
+        assert (float(line["accuracy:low"]), float(line["accuracy:high"])) == (low, high)
+    assert (
+        f"{result.folds[0].values['accuracy']:.3f} ({result.folds[0].intervals['accuracy'].low:.3f} to"
+        in (out / "cv.md").read_text()
+    )
+
+
+def test_what_was_left_out_and_noted_is_told(tmp_path):
+    """Cases that no fold could use, by class; what all runs noted; a class that a fold does not test."""
+    runs = []
+    for fold in range(2):
+        directory = finish(tmp_path / f"fold{fold}", fold, cases(fold))
+        record = json.loads((directory / "run.json").read_text())
+        record["dataset"]["skipped"] = {"lost": "no person is seen.", f"lost{fold}": "truncated"}
+        record["notes"] = ["patient names 4 for 9 cases", f"only of fold {fold}", "left out lost: no person is seen"]
+        (directory / "run.json").write_text(json.dumps(record))
+        runs.append(read_finished(directory))
+    folds = Folds(test=tuple(tuple(run.tested) for run in runs), val=(("v",), ("v",)))
+    contents = {name: Content(frozenset({"gait: healthy"})) for name in runs[0].tested}
+    contents[runs[1].tested[0]] = Content(frozenset({"gait: ill"}))
+    lost = {"lost": frozenset({"gait: healthy"}), "lost1": frozenset({"gait: healthy"})}
+    notes = pool(runs, Divided(folds, contents, lost), tmp_path, 100).notes
+    assert "3 case(s) are left out (2 × gait: healthy): they cannot be used, e.g. 'lost': no person is seen." in notes
+    assert "All folds: patient names 4 for 9 cases." in notes
+    assert "Fold 0: no test case holds gait: ill; its own values leave that out." in notes
+    assert not any("only of fold" in note for note in notes)
+
+
+def test_an_epoch_that_nothing_chose_is_not_said_to_be_chosen(tmp_path):
+    runs = []
+    for fold in range(2):
+        directory = finish(tmp_path / f"fold{fold}", fold, cases(fold))
+        run = read_finished(directory)
+        run.splits["val"].clear()
+        runs.append(run)
+    folds = Folds(test=tuple(tuple(run.tested) for run in runs), val=((), ()))
+    text = markdown_of(pool(runs, Divided(folds), tmp_path, 100))
+    assert "In no fold did validation cases choose an epoch." in text
+    assert "The epoch was chosen by" not in text

@@ -9,7 +9,17 @@ from torch import nn
 
 from medvid_core import Case, ClipSpec, OutputSpec, Source
 from medvid_core.config import ClipConfig, EvaluateConfig
-from medvid_core.engine.scoring import Scorer, build_metrics, score_cases, summarise
+from medvid_core.engine.curves import read_curves
+from medvid_core.engine.scoring import (
+    Scorer,
+    build_metrics,
+    metric_names,
+    read_holding,
+    score_cases,
+    summarise,
+    write_tables,
+)
+from medvid_core.errors import ConfigError, DataError
 from medvid_core.metrics.base import Metric
 from medvid_core.plugins import registry
 
@@ -128,6 +138,39 @@ def test_all_rows_are_completed_once_and_arrays_go():
     assert spy.rows == [[("b", "b", (2, 2)), ("a", "a", (2, 2))]]
     assert [sorted(set(row) & {"spy", "spy/kept", "spy/last"}) for row in rows] == [["spy"], ["spy", "spy/last"]]
     assert summarise(rows, scorer.metrics) == {"spy": 2.0, "spy/last": 7.0}
+
+
+def test_what_lies_beside_the_table_of_cases(tmp_path):
+    """Curves as they were, by case; frames that hold each class; and nothing where there is nothing to write."""
+    rows, _ = score([case("a"), case("b", wider=4)], build_metrics(registry(), ["threshold-max-dice"], (OUTPUT,)))
+    assert [sorted(row.curves) for row in rows] == [["threshold-max-dice/curve"]] * 2
+    write_tables(tmp_path, rows, (OUTPUT,))
+    found = read_curves(tmp_path)
+    for row in rows:
+        curve = found[row["case_id"]]["threshold-max-dice/curve"]
+        np.testing.assert_array_equal(curve, row.curves["threshold-max-dice/curve"])
+        assert len(curve) == 256
+    assert "curve" not in (tmp_path / "cases.csv").read_text()
+    assert read_holding(tmp_path, OUTPUT).tolist() == [4, 4]  # two frames of each case hold background and ventricle
+    (tmp_path / "none").mkdir()
+    rows, _ = score([case("a")], build_metrics(registry(), ["dice"], (OUTPUT,)))
+    write_tables(tmp_path / "none", rows, (OUTPUT,))
+    with pytest.raises(DataError, match=r"There is no file .*curves\.csv\. Score the model anew\."):
+        read_curves(tmp_path / "none")
+    (tmp_path / "curves.csv").write_text("case_id,curve,0\na,x,high\n")
+    with pytest.raises(DataError, match=r"curves\.csv is damaged: could not convert"):
+        read_curves(tmp_path)
+
+
+def test_defaults_of_a_model_of_masks_and_classes():
+    """Names that mean two things are left out; asked for by name they are refused."""
+    view = OutputSpec(name="view", task="classification", classes=("2CH", "4CH"))
+    names = metric_names(("auto",), (OUTPUT, view))
+    assert {"dice", "f1", "specificity"} <= set(names)
+    assert not {"precision", "recall", "mae"} & set(names)
+    assert {"precision", "recall", "mae"} <= set(metric_names(("auto",), (OUTPUT,)))
+    with pytest.raises(ConfigError, match="'recall' means one thing for a segmentation and another for a classificat"):
+        build_metrics(registry(), ["recall"], (OUTPUT, view))
 
 
 def test_metrics_of_the_heart_through_a_whole_evaluation():

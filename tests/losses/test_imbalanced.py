@@ -1,4 +1,4 @@
-"""Focal, Tversky, their sum and cross-entropy on outlines: values by hand, and exact over any division of the batch."""
+"""Focal, Tversky, their sum, recall, cross-entropy on outlines: right by hand, exact over any division of the batch."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from medvid_core import OutputSpec, create_loss
 from medvid_core.errors import ConfigError
 
-NAMES = ("focal", "tversky", "focal-tversky", "boundary-ce")
+NAMES = ("focal", "tversky", "focal-tversky", "recall", "boundary-ce")
 BINARY = OutputSpec(name="mask", task="segmentation", classes=("lesion",))
 MULTI = OutputSpec(name="mask", task="segmentation", classes=("background", "solid", "non-solid"))
 
@@ -102,6 +102,34 @@ def test_sum_is_weighted():
     parts = [value(create_loss(name, [MULTI]), outputs, data) for name in ("focal", "tversky")]
     found = value(create_loss("focal-tversky", [MULTI]), outputs, data)
     assert found == pytest.approx(0.4 * parts[0] + 0.6 * parts[1], rel=1e-6)
+
+
+def test_recall_by_hand():
+    """Of two pixels of class 0 one is missed, of four of class 1 three, of one of class 2 none: 1/2, 3/4 and 0."""
+    likeliest, others = math.log(2), 0.0  # probabilities 1/2, 1/4, 1/4
+    logits = [[likeliest if k == called else others for k in range(3)] for called in (0, 1, 1, 0, 0, 2, 2)]
+    outputs, data = pixels(logits, [0, 0, 1, 1, 1, 1, 2])
+    found, missed = -math.log(1 / 2), -math.log(1 / 4)
+    wanted = (1 / 2 * (found + missed) + 3 / 4 * (found + 3 * missed)) / 7
+    loss = create_loss("recall", [MULTI])
+    assert value(loss, outputs, data) == pytest.approx(wanted, rel=1e-6)
+    data["mask"][..., 1] = 255  # then class 0 is found whole, and costs nothing
+    assert value(loss, outputs, data) == pytest.approx(3 / 4 * (found + 3 * missed) / 6, rel=1e-6)
+    data["mask"][..., 2:6] = 255  # then no pixel of class 1 is left, and none is missed
+    assert value(loss, outputs, data) == 0
+
+
+def test_recall_is_held_fixed_and_one_of_each_clip():
+    """The gradient is that of weighted cross-entropy, its weights those of the clip."""
+    outputs, data = pixels([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [2.0, 0.0]], [0, 0, 1, 1])
+    other_outputs, other = pixels([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]], [0, 0, 0, 1])
+    both = {name: torch.cat([x, other[name]]) for name, x in data.items()}
+    logits = torch.cat([outputs["mask"], other_outputs["mask"]]).requires_grad_()
+    output = OutputSpec(name="mask", task="segmentation", classes=("background", "lesion"))
+    create_loss("recall", [output])({"mask": logits}, both)["recall"].backward()
+    weights = torch.tensor([[1 / 2, 1 / 2, 1 / 2, 1 / 2], [2 / 3, 2 / 3, 2 / 3, 0]]).view(2, 1, 1, 1, 4)
+    truth = F.one_hot(both["mask"], 2).movedim(-1, 2)
+    torch.testing.assert_close(logits.grad, weights * (logits.detach().softmax(2) - truth))
 
 
 def test_boundary_by_hand():

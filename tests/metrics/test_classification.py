@@ -73,6 +73,26 @@ def test_by_hand():
         "f1/b": pytest.approx(2 / 3),
         "f1/c": 0.0,
     }
+    assert score("precision", VIEWS, predicted, true) == {
+        "precision": pytest.approx((2 / 3 + 1 / 2 + 0) / 3),  # c is never called, and counts
+        "precision/a": pytest.approx(2 / 3),
+        "precision/b": 1 / 2,
+        "precision/c": 0.0,
+    }
+    assert score("recall", VIEWS, predicted, true) == {
+        "recall": pytest.approx((2 / 3 + 1 + 0) / 3),
+        "recall/a": pytest.approx(2 / 3),
+        "recall/b": 1.0,
+        "recall/c": 0.0,
+    }
+
+
+def test_sensitivity_specificity_and_positive_predictive_value_of_two_classes():
+    """Of 3 ill 2 are found, of 5 well 4 are left alone: parts of recall; 2 of the 3 called ill are: of precision."""
+    predicted, true = one_hot([1, 1, 0, 1, 0, 0, 0, 0], 2), [1, 1, 1, 0, 0, 0, 0, 0]
+    recall, precision = (score(name, BINARY, predicted, true) for name in ("recall", "precision"))
+    assert (recall["recall/yes"], recall["recall/no"]) == (pytest.approx(2 / 3), pytest.approx(4 / 5))
+    assert (precision["precision/yes"], precision["precision/no"]) == (pytest.approx(2 / 3), pytest.approx(4 / 5))
 
 
 def test_areas_by_hand():
@@ -103,6 +123,9 @@ def test_classes_as_in_scikit_learn(drawn):
     balanced = sk.recall_score(true, called, average="macro", labels=np.unique(true), zero_division=0)
     assert score("balanced-accuracy", VIEWS, *drawn)["balanced-accuracy"] == pytest.approx(balanced)
     assert score("f1", VIEWS, *drawn)["f1"] == pytest.approx(sk.f1_score(true, called, average="macro"))
+    precision = sk.precision_score(true, called, average="macro", zero_division=0)
+    assert score("precision", VIEWS, *drawn)["precision"] == pytest.approx(precision)
+    assert score("recall", VIEWS, *drawn)["recall"] == pytest.approx(balanced)
     for k, name in enumerate(VIEWS.classes):
         one = true == k
         for metric, reference in (("auroc", sk.roc_auc_score), ("average-precision", sk.average_precision_score)):
@@ -130,7 +153,7 @@ def test_kappa_as_in_scikit_learn(drawn):
 def test_labels_are_averaged(drawn):
     """Each label as if it were alone; F1 of its presence; the mean over labels."""
     predicted, true = drawn[0], one_hot(drawn[1], 2)
-    for name in ("auroc", "average-precision", "f1", "balanced-accuracy"):
+    for name in ("auroc", "average-precision", "f1", "balanced-accuracy", "precision", "recall"):
         both = score(name, LABELS, predicted, true)
         each = []
         for k, label in enumerate(LABELS.classes):
@@ -141,6 +164,8 @@ def test_labels_are_averaged(drawn):
         assert both[name] == pytest.approx(np.mean([v for v in each if v == v] or [math.nan]), nan_ok=True)
     f1 = sk.f1_score(true, predicted > 0.5, average=None, zero_division=math.nan)
     assert score("f1", LABELS, predicted, true)["f1"] == pytest.approx(np.nanmean(f1), nan_ok=True)
+    recall = sk.recall_score(true, predicted > 0.5, average=None, zero_division=math.nan)
+    assert score("recall", LABELS, predicted, true)["recall"] == pytest.approx(np.nanmean(recall), nan_ok=True)
     accuracy = score("accuracy", LABELS, predicted, true)["accuracy"]
     assert accuracy == pytest.approx(1 - sk.hamming_loss(true, predicted > 0.5))
 
@@ -210,7 +235,7 @@ def test_one_class_and_no_case():
     sure = one_hot([1, 1], 2)
     for name in ("auroc", "average-precision"):
         assert math.isnan(score(name, BINARY, sure, [1, 1])[name])
-    for name in ("accuracy", "balanced-accuracy", "f1", "auroc", "average-precision"):
+    for name in ("accuracy", "balanced-accuracy", "f1", "precision", "recall", "auroc", "average-precision"):
         for output in (BINARY, VIEWS, LABELS):
             assert all(map(math.isnan, create_metric(name, [output]).summarise([]).values()))
     for name in ("kappa", "grade-mae", "accuracy", "f1"):

@@ -89,6 +89,52 @@ def test_classes_are_scored_each_against_all_others():
     assert float(errors["mae/myocardium"][0]) == pytest.approx(3 / 6)
 
 
+def certain(predicted) -> torch.Tensor:
+    """Probabilities [T,3,1,N] of frames [T,N] of classes."""
+    return F.one_hot(torch.tensor(predicted), 3).movedim(2, 1).float()[:, :, None]
+
+
+def test_where_the_class_is_present():
+    """Never calling a rare class is no merit: it is 1 in the frames without it, and 0 where it counts."""
+    mask = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 2, 2]])[:, None]
+    frames = ScoredFrames(certain([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 1, 1]]), mask, torch.ones(3, dtype=torch.bool))
+
+    def row(name):
+        metric = create_metric(name, [MULTI])
+        return metric.per_case({key: x.double().numpy() for key, x in metric.per_frame(frames).items()})
+
+    assert row("dice")["dice/myocardium"] == pytest.approx(2 / 3)
+    assert row("dice-present") == pytest.approx(
+        {
+            "dice-present": ((1 + 2 / 3 + 1 / 2) / 3 + 0) / 2,
+            "dice-present/lv": (1 + 2 / 3 + 1 / 2) / 3,
+            "dice-present/myocardium": 0,
+        }
+    )
+    assert row("recall-present")["recall-present/lv"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert row("precision-present")["precision-present/lv"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert row("jaccard-present")["jaccard-present/lv"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_a_class_counts_the_same_however_few_cases_hold_it():
+    metric = create_metric("dice-present", [MULTI])
+    nan = math.nan
+    rows = [
+        {"dice-present": 1.0, "dice-present/lv": 1.0, "dice-present/myocardium": nan},
+        {"dice-present": 0.5, "dice-present/lv": 0.5, "dice-present/myocardium": nan},
+        {"dice-present": 0.5, "dice-present/lv": 0.75, "dice-present/myocardium": 0.25},
+    ]
+    assert metric.summarise(rows) == {
+        "dice-present": 0.5,
+        "dice-present/lv": 0.75,
+        "dice-present/myocardium": 0.25,
+    }
+    alone = create_metric("dice-present", [BINARY])
+    empty = alone.per_frame(binary([1, 0], [0, 0]))["dice-present"]
+    assert math.isnan(empty[0])
+    assert alone.summarise([{"dice-present": 0.5}, {"dice-present": nan}]) == {"dice-present": 0.5}
+
+
 def random_frames(output, seed):
     g = torch.Generator().manual_seed(seed)
     k = len(output.classes)

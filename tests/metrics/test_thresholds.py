@@ -8,7 +8,7 @@ import torch
 
 from medvid_core import OutputSpec, create_metric
 from medvid_core.metrics.base import ScoredFrames
-from medvid_core.metrics.thresholds import confusion_above, stretched
+from medvid_core.metrics.thresholds import at_best_thresholds, confusion_above, is_curve, stretched
 
 BINARY = OutputSpec(name="mask", task="segmentation", classes=("lesion",))
 MULTI = OutputSpec(name="mask", task="segmentation", classes=("background", "solid", "non-solid"))
@@ -81,6 +81,24 @@ def test_the_threshold_is_one_for_all_cases():
     one, other = picture([0.4, 0.3, 0.2, 0.1], [1, 1, 0, 0]), picture([0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0])
     assert best("threshold-max-dice", one, other) == pytest.approx((1 + 2 / 3) / 2)
     assert (best("threshold-max-dice", one) + best("threshold-max-dice", other)) / 2 == 1
+
+
+def test_cases_scored_apart_are_brought_to_one_threshold():
+    """As if they had been scored together: each alone had the best of its own curve."""
+    metric = create_metric("threshold-max-dice", [BINARY])
+    rows, curves = [], []
+    for actual in ([1, 1, 0, 0], [1, 0, 0, 0]):
+        frames = picture([0.4, 0.3, 0.2, 0.1], actual)
+        values = metric.per_case({name: x.double().numpy() for name, x in metric.per_frame(frames).items()})
+        rows.append({name: value for name, value in values.items() if not is_curve(name)} | {"dice": 0.5})
+        curves.append({name: value for name, value in values.items() if is_curve(name)})
+    assert [row["threshold-max-dice"] for row in rows] == [1, 1]
+    found = at_best_thresholds([create_metric("dice", [BINARY]), metric], rows, curves)
+    assert found == [
+        {"threshold-max-dice": pytest.approx(1), "dice": 0.5},
+        {"threshold-max-dice": pytest.approx(2 / 3), "dice": 0.5},
+    ]
+    assert rows[1]["threshold-max-dice"] == 1  # left as it was
 
 
 def test_max_without_annotation_is_undefined_and_left_out():

@@ -1,10 +1,13 @@
 """Heat over a picture: colours by sign, strength by opacity."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from medvid_core.data.clip import Case
 from medvid_core.data.transforms import resize_affine
-from medvid_core.report.heat import AGAINST, FOR, Heat, draw_heat, stills_of
+from medvid_core.report.heat import AGAINST, FOR, Heat, draw_heat, frame_label, stills_of
 
 
 def heat(values, signed):
@@ -58,3 +61,11 @@ def test_the_strongest_frame_is_among_the_stills():
     assert stills_of(strengths) == [0, 20, 37, 59, 79, 99]
     assert stills_of(np.zeros(1, np.float32)) == [0]
     assert stills_of(np.array([0, 1, 0], np.float32)) == [0, 1, 2]
+
+
+def test_stills_are_labelled_as_in_the_recording():
+    """Of a prepared video, the frame that was recorded and when; by rate; where that is unknown, the frame alone."""
+    case = Case(case_id="c", group_id="p", frames=2, streams={}, times_s=(3.0, 3.1), source_frames=(90, 93))
+    assert frame_label(case, 1) == "frame 93, 3.10 s"
+    assert frame_label(replace(case, times_s=(), source_frames=(), fps=4.0), 1) == "frame 1, 0.25 s"
+    assert frame_label(replace(case, times_s=(), source_frames=()), 1) == "frame 1"

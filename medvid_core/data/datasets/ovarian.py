@@ -5,7 +5,8 @@
 ``<case>/fan.png`` says where the sector is (`medvid_core.data.fan`). Frames without any mask are unlabelled.
 
 A table ``cases.csv`` may stand beside the cases, with the columns ``case_id``, and ``group_id`` (the patient) or
-``stratum`` (what folds share evenly, such as the histological type).
+``stratum`` (what folds share evenly, such as the histological type). Without it every case is a patient of its own, and
+``clip.max_numerosity``, which counts clips by patient, counts them by case as the fork does.
 """
 
 from __future__ import annotations
@@ -54,18 +55,22 @@ class _Files:
 def can_read(root: Path) -> bool:
     """Whether the first folder with files in it holds a ``…_frame`` image."""
     for folder in list_folders(root) if root.is_dir() else ():
-        names = list_files(folder, SUFFIXES)
-        if names:
-            return any(path.stem.endswith(f"_{_FRAME}") for path in names)
+        if list_files(folder, SUFFIXES):
+            return bool(list_frames(folder))
     return False
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """List the ``…_frame`` images of a folder in natural order: of a case, those that are no masks."""
+    return [path for path in list_files(folder, SUFFIXES) if path.stem.endswith(f"_{_FRAME}")]
 
 
 def index(root: Path | None, config: OvarianConfig) -> Index:
     """List the cases; no mask is opened. The group of a case is the case, or what ``cases.csv`` says.
 
     Raises:
-        DataError: if the folder is missing or empty, a mask belongs to no frame or no class, a class has no file in any
-            case, the table does not fit, or no clip is usable.
+        DataError: if the folder is missing or empty, a mask belongs to no frame or no class, there are masks and none
+            of a class, the table does not fit, or no clip is usable.
         ConfigError: if class names and mask values do not fit.
     """
     root = require_folder(root, LAYOUT)
@@ -117,7 +122,7 @@ def _check_kinds(files: Mapping[str, _Files], names: Sequence[str], root: Path) 
                 f"{root / name} holds masks of {kind!r}, which is no class.{did_you_mean(kind, names)} Name all "
                 f"classes, background first: dataset.classes=[{','.join((*names, kind))}]."
             )
-    if _INDEX in found:
+    if _INDEX in found or not found:  # without any mask there is nothing to score, but to predict on
         return
     for name in names[1:]:
         if name not in found:

@@ -1,12 +1,15 @@
-"""Find videos to predict on: no annotation, any of the kinds that are read."""
+"""Find videos to predict on, in no layout of a data set: any of the kinds that are read, but their masks."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
-from medvid_core.data.clip import Case
+from medvid_core.data.clip import Case, Source
 from medvid_core.data.datasets.folders import list_files, list_folders
 from medvid_core.data.datasets.media import CLIP_SUFFIXES, list_clips, locate, require_one_kind, stem
+from medvid_core.data.datasets.ovarian import list_frames
+from medvid_core.data.datasets.videos import MARKS
 from medvid_core.data.readers import frames
 from medvid_core.errors import DataError
 
@@ -15,7 +18,8 @@ def find_cases(path: Path) -> tuple[list[Case], dict[str, str]]:
     """Find what is at a path: a video, DICOM or NIfTI file, a folder of frames, or a folder of any of these.
 
     Every DICOM file is a case, however many are in a folder. The group of a case is the patient where the file says
-    whose it is (a hash, see `medvid_core.data.readers.dicom_header.patient_hash`), else the case.
+    whose it is (a hash, see `medvid_core.data.readers.dicom_header.patient_hash`), else the case. Masks are no videos:
+    what is named ``a_mask`` or ``a_gt`` beside ``a``, and images beside those called ``…_frame`` in the same folder.
 
     Returns:
         The cases, and the reason why for each one that cannot be read.
@@ -31,6 +35,8 @@ def find_cases(path: Path) -> tuple[list[Case], dict[str, str]]:
     if not found:
         kinds = ", ".join((*CLIP_SUFFIXES, *frames.SUFFIXES))
         raise DataError(f"{path} holds no video and no folder of frames to predict on. Endings that are read: {kinds}.")
+    names = {_name(item) for item in found}
+    found = [item for item in found if not _is_mask(_name(item), names)]
     cases, skipped = [], {}
     for item in found:
         try:
@@ -40,11 +46,24 @@ def find_cases(path: Path) -> tuple[list[Case], dict[str, str]]:
     return cases, skipped
 
 
+def _name(path: Path) -> str:
+    return stem(path) if path.is_file() else path.name
+
+
+def _is_mask(name: str, names: Set[str]) -> bool:
+    """Whether something is named as the masks of another of these."""
+    return any(name.endswith(mark) and name.removesuffix(mark) in names for mark in (*MARKS, "_gt"))
+
+
 def _case(path: Path) -> Case:
+    name = _name(path)
     if path.is_dir():
         require_one_kind(path)
+        if chosen := list_frames(path):
+            source = Source(reader="frames", paths=tuple(map(str, chosen)))
+            return Case(case_id=name, group_id=name, frames=len(chosen), streams={"video": source})
     media = locate(path.parent, path.name)
-    info, name = media.measure(), stem(path) if path.is_file() else path.name
+    info = media.measure()
     return Case(
         case_id=name,
         group_id=info.patient or name,

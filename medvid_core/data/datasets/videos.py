@@ -20,7 +20,8 @@ from medvid_core.data.readers.video import SUFFIXES as VIDEOS
 from medvid_core.errors import DataError
 
 LAYOUT = "video files name.mp4 (or another kind), each with a folder name_mask/ of PNGs or a video name_mask.avi"
-_MARKS = ("_mask", "-mask", ".mask", "_masks", "-masks", ".masks")
+MARKS = ("_mask", "-mask", ".mask", "_masks", "-masks", ".masks")
+"""What the names of masks add to those of their videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def _case(name: str, images: Media, frames: int, fps: float | None, masks: Media
 def _videos(folder: Path) -> Iterator[Path]:
     """Yield the video files that are no masks, in natural order, the folders inside last."""
     for path in list_files(folder, VIDEOS):
-        if not path.stem.lower().endswith(_MARKS):
+        if not path.stem.lower().endswith(MARKS):
             yield path
     for inside in list_folders(folder):
         yield from _videos(inside)
@@ -85,7 +86,7 @@ def _videos(folder: Path) -> Iterator[Path]:
 
 def _beside(path: Path) -> Path | None:
     """The file or folder that holds the masks of a video; None where there is none."""
-    for mark in _MARKS:
+    for mark in MARKS:
         folder = path.with_name(path.stem + mark)
         if folder.is_dir():
             return folder

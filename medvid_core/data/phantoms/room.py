@@ -34,7 +34,7 @@ def draw_room(rng: np.random.Generator, size: tuple[int, int], skirting: float) 
 
 def draw_backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     """Draw a seamless, evenly lit backdrop of one colour [H, W, 3] in 0 to 1."""
-    return np.full((*size, 3), np.float32(_tint(rng, _WALLS)) / 255.0, dtype=np.float32)
+    return np.full((*size, 3), np.array(_tint(rng, _WALLS)) / 255.0, dtype=np.float32)
 
 
 def _tint(rng: np.random.Generator, colours: tuple[_Ink, ...]) -> _Ink:

@@ -7,6 +7,7 @@ raw values to class indices. Streams of other kinds (`Source.kind`) come through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -101,7 +102,8 @@ def read_stream(source: Source, frames: Sequence[int]) -> Array:
 def frame_times(case: Case) -> list[float]:
     """Return when each frame of a case was taken, in seconds: as the case or its video file says, or by its rate.
 
-    Where nothing is known, frame numbers.
+    A rate that is not the file's own is the user's, who knows better: the file's time stamps do not count then. Where
+    nothing is known, frame numbers.
 
     Raises:
         DataError: the video cannot be read.
@@ -109,9 +111,12 @@ def frame_times(case: Case) -> list[float]:
     if case.times_s:
         return list(case.times_s)
     source = case.streams["video"]
-    stamps = video.frame_times(_only_path(source)) if source.reader == "video" else ()
-    if len(stamps) == case.frames:
-        return list(stamps)
+    if source.reader == "video":
+        path = _only_path(source)
+        stamps, rate = video.frame_times(path), video.probe(path).fps
+        given = case.fps is not None and (rate is None or not math.isclose(case.fps, rate, rel_tol=2e-3))
+        if len(stamps) == case.frames and not given:
+            return list(stamps)
     return [frame / (case.fps or 1.0) for frame in range(case.frames)]
 
 

@@ -15,7 +15,7 @@ from medvid_core.data.cache import Cache
 from medvid_core.data.clip import Case, Sample
 from medvid_core.data.preprocess import plan_steps
 from medvid_core.data.readers import read_images, read_stream
-from medvid_core.data.stages import Prepared, made_ready, prepare_case
+from medvid_core.data.stages import Prepared, all_ready, prepare_case
 from medvid_core.plugins import Registry
 from medvid_core.specs import PreprocessorSpec, resolve
 from medvid_core.testing.samples import make_sample, make_walk
@@ -91,8 +91,7 @@ def walk() -> Case:
 
 def _prepared(spec: PreprocessorSpec, walk: Case, folder: Path) -> Prepared:
     stages = resolve(spec.stages)(build_section(spec.config, "preprocess", spec.trial))
-    ready = [made_ready(stage) for stage in stages]
-    return prepare_case(walk, ready, Cache(folder), torch.device("cpu"), spec.version)
+    return prepare_case(walk, all_ready(stages), Cache(folder), torch.device("cpu"), spec.version)
 
 
 def test_stages_say_what_they_are(registry: Registry, spec: PreprocessorSpec, walk: Case) -> None:

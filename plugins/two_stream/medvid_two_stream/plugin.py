@@ -18,7 +18,7 @@ _RECIPE: Settings = {
     "dataset": "gait-phantom",
     "preprocess": "gait",
     "loss": "two-stream",
-    "metrics": ("accuracy", "f1", "auroc", "balanced-accuracy"),
+    "metrics": ("accuracy", "f1", "auroc", "balanced-accuracy", "precision", "recall"),
     "optimizer.name": "adam",
     "optimizer.lr": 1e-4,
     "optimizer.weight_decay": 0.0,

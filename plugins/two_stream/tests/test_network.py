@@ -301,6 +301,17 @@ def test_sum_in_the_original_decides_by_the_mean_probability_all_the_same():
     assert (outputs["gait/fused"].softmax(1) - mean).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(("compat", "head", "stem"), [(True, 0.0128, 0.0476), (False, 0.01, 0.0252)])
+def test_what_is_new_in_the_original_begins_as_there(compat, head, stem):
+    """A linear layer and a stem as torch initialises them: uniform, of deviation 1/sqrt(3 n) for n inputs."""
+    torch.manual_seed(0)
+    config = TwoStreamConfig(inputs=("rgb",), blocks=(1, 1, 1, 1), compat=compat)
+    first = build_two_stream(config, TWO).stream("rgb")
+    assert float(first.classifier.proj.weight.detach().std()) == pytest.approx(head, rel=0.05)
+    assert float(first.blocks[0].conv.weight.detach().std()) == pytest.approx(stem, rel=0.05)
+    assert bool(first.classifier.proj.bias.any()) == compat
+
+
 def test_learnt_weights_begin_equal_and_can_choose():
     net = two_stream(fusion="learnt")
     torch.testing.assert_close(net(clips())["gait/fused"], two_stream(fusion="sum")(clips())["gait/fused"])

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,23 +18,16 @@ from medvid_core.data.cache import Cache
 from medvid_core.data.clip import Case, Source
 from medvid_core.data.phantoms.gait import truth
 from medvid_core.data.readers import read_images, read_stream, video
-from medvid_core.data.stages import made_ready, prepare_case, wanted
+from medvid_core.data.stages import all_ready, prepare_case, wanted
 from medvid_core.errors import CheckpointError, ConfigError, DataError
 from medvid_two_stream.preprocess import compat
-from medvid_two_stream.preprocess.boxes import (
-    Track,
-    choose,
-    crop,
-    fill,
-    link,
-    on_the_spot,
-    overlaps,
-    smooth_squares,
-)
+from medvid_two_stream.preprocess.boxes import crop, overlaps, smooth_squares
 from medvid_two_stream.preprocess.config import GaitConfig
 from medvid_two_stream.preprocess.flow import raft_flow
+from medvid_two_stream.preprocess.mask import belonging, boxes_within, the_one
 from medvid_two_stream.preprocess.person import even_frames, whole
 from medvid_two_stream.preprocess.stages import stages
+from medvid_two_stream.preprocess.tracks import Track, choose, fill, link, on_the_spot
 from medvid_two_stream.preprocess.weights import Published
 
 _SPEC = importlib.util.spec_from_file_location("two_stream_walkers", Path(__file__).with_name("walkers.py"))
@@ -55,7 +49,7 @@ CPU = torch.device("cpu")
 
 def prepare(case: Case, folder: Path, streams=STREAMS, **settings):
     chosen = wanted(stages(GaitConfig(**{**FREE, "size": 64, **settings})), streams)
-    return prepare_case(case, [made_ready(stage) for stage in chosen], Cache(folder), CPU)
+    return prepare_case(case, all_ready(chosen), Cache(folder), CPU)
 
 
 def case_of(path: Path) -> Case:
@@ -87,6 +81,20 @@ def test_the_phantom_is_found_followed_and_told_from_the_wall(tmp_path):
         kept = [b.sum() * ((s[2] - s[0]) / 128) ** 2 / (true.mask[f] > 0.5).sum()
                 for f, s, b in zip(said["frames"], said["squares"], there, strict=True)]  # fmt: skip
         assert min(kept) > 0.95, "nobody is cut off"
+
+
+def test_the_patient_is_followed_not_the_assistant(tmp_path):
+    """Both walk together, now beside one another, now as one blob; the assistant is taller and a step behind."""
+    cases = open_dataset("gait-phantom", patients=6, assistants=1.0, videos_per_patient=[1, 1]).cases
+    walks = [case for case in cases if not case.streams["video"].options.assistant.stands]
+    assert len(walks) == 5
+    for case in walks:
+        said = details(prepare(case, tmp_path, streams=("video",)))
+        boxes, true = np.array(said["boxes"]), truth(case.streams["video"].options).box[said["frames"]]
+        shared = np.array([overlaps(a[None], b[None].astype(float))[0, 0] for a, b in zip(boxes, true, strict=True)])
+        assert np.median(shared) > 0.7, case.case_id
+        assert (shared < 0.3).mean() < 0.1, "nobody takes over on the way"
+        assert len(shared) >= 20
 
 
 def test_frames_times_and_flow_of_a_walk(tmp_path):
@@ -152,19 +160,54 @@ def test_a_varying_frame_rate_gives_even_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("times", "stride", "frames", "step"),
+    ("times", "stride", "frames", "step", "remark"),
     [
-        ([0, 1, 2, 3, 4, 5], 2, [0, 2, 4], 2 / 30),  # numbers, as nothing is known
-        ([k / 25 for k in range(5)], 3, [0, 3], 3 / 25),
-        ([0, 0.033, 0.067, 0.1, 0.133], 1, [0, 1, 2, 3, 4], 0.033),
-        ([0, 0.1, 0.2, 0.5, 0.6], 1, [0, 1, 2, 2, 3, 3, 4], 0.1),
-        ([0.0], 2, [0], 2 / 30),
+        ([0, 0, 0, 0, 0, 0], 2, [0, 2, 4], 2 / 30, ""),  # stamps that say nothing
+        ([k / 25 for k in range(5)], 3, [0, 3], 3 / 25, ""),
+        ([0, 1, 2], 1, [0, 1, 2], 1.0, ""),  # one frame a second is no pause
+        ([0, 0.033, 0.067, 0.1, 0.133], 1, [0, 1, 2, 3, 4], 0.033, ""),
+        ([0, 0.1, 0.2, 0.5, 0.6], 1, [0, 1, 2, 2, 3, 3, 4], 0.1, "the frame rate varies"),
+        ([0, 0.1, 0.2, 2.9, 3.0, 3.1, 3.2, 3.3], 2, [3, 5, 7], 0.2, "of it frames 3 to 7, the longest stretch without"),
+        ([0.0], 2, [0], 2 / 30, ""),
     ],
 )
-def test_even_frames(times, stride, frames, step):
-    found, step_s, _ = even_frames(times, stride)
+def test_even_frames(times, stride, frames, step, remark):
+    found, step_s, remarks = even_frames(times, stride)
     assert found == frames
     assert step_s == pytest.approx(step, abs=1e-3)
+    assert bool(remarks) == bool(remark)
+    assert all(remark in each for each in remarks)
+
+
+def test_a_pause_of_the_recording_is_no_frozen_person(tmp_path):
+    """2.7 s without a frame: what is prepared shows only the longer part, and every frame once."""
+    stamps = [*range(16), *range(97, 137)]
+    pictures = scene(count=56)
+    prepared = prepare(case_of(write(tmp_path / "pause.mp4", pictures, stamps)), tmp_path / "cache", streams=("video",))
+    frames = prepared.case.source_frames
+    assert 16 <= frames[0] < frames[-1] <= 55
+    assert len(set(frames)) == len(frames)
+    assert any("the recording pauses: of it frames 16 to 55" in note for note in prepared.notes)
+
+
+def test_the_users_rate_wins_over_the_files(tmp_path):
+    """Slow motion: 120 frames a second, played at 30."""
+    case = case_of(write(tmp_path / "slow.mp4", scene(step=1)))
+    prepared = prepare(replace(case, fps=120.0), tmp_path / "cache", streams=("video",))
+    assert prepared.case.fps == pytest.approx(60)
+    assert np.diff(prepared.case.times_s) == pytest.approx(2 / 120)
+
+
+def test_too_few_frames_a_second(tmp_path):
+    case = replace(case_of(write(tmp_path / "rare.mp4", scene())), fps=2.0)
+    with pytest.raises(DataError, match=r"Its frames are 0.5 s apart, those that preprocess.stride=2 leaves 1 s"):
+        prepare(case, tmp_path / "cache", streams=("video",))
+
+
+def test_an_unknown_rate_is_assumed_and_said(tmp_path):
+    (case,) = open_dataset("gait-phantom", patients=1, assistants=0.0, videos_per_patient=[1, 1]).cases
+    prepared = prepare(replace(case, fps=None), tmp_path, streams=("video",))
+    assert prepared.notes[0].startswith("its frame rate is not known: 30 a second are assumed")
 
 
 def test_a_single_frame_is_no_walk(tmp_path):
@@ -189,6 +232,50 @@ def test_a_corrupt_file_is_named(tmp_path):
     path.write_bytes(content[:2000] + bytes(1500) + content[3500:])
     with pytest.raises(DataError, match=r"walk\.mp4"):
         prepare(case, tmp_path / "cache")
+
+
+def test_masks_are_of_the_person_followed():
+    """Of two people a network sees, and of what differs from the scene, what is within the box that followed her."""
+    box, other = np.array([10.0, 8, 30, 60]), np.array([38.0, 4, 60, 60])
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[0, :, 4:60, 38:60], masks[1, :, 8:60, 10:30], masks[2] = 1, 1, 1
+    boxes = torch.tensor(np.array([other, box, [0, 0, 64, 64]]))
+    answer = {
+        "boxes": boxes,
+        "labels": torch.tensor([1, 1, 2]),
+        "scores": torch.tensor([0.99, 0.6, 0.9]),
+        "masks": masks,
+    }
+    assert torch.equal(the_one(answer, 1, box), masks[1, 0]), "not the surest, not the largest"
+    alone = {key: value[[0]] for key, value in answer.items()}
+    assert not the_one(alone, 1, box).any(), "better none than somebody else's"
+    assert the_one({key: value[:0] for key, value in answer.items()}, 1, box).shape == (64, 64)
+    blob = np.zeros((64, 64), np.uint8)
+    blob[8:60, 10:30] = blob[4:60, 38:60] = blob[40, 30:38] = 1  # two who touch
+    found = belonging(blob, box)
+    assert found[8:60, 10:30].all()
+    assert not found[:, 35:].any()
+    followed = {"boxes": [[110, 58, 130, 98]], "squares": [[100, 50, 150, 100]]}
+    assert boxes_within(followed, 100).tolist() == [[20, 16, 60, 96]]
+
+
+def test_a_network_of_classes_marks_only_the_person_followed(no_cache, tmp_path, monkeypatch):
+    """It calls everything a person; the mask is that of the box."""
+
+    class Everywhere(torch.nn.Module):
+        def forward(self, video):
+            logits = torch.zeros(len(video), 21, *video.shape[-2:])
+            logits[:, 15] = 20
+            return {"out": logits}
+
+    name = "lraspp_mobilenet_v3_large"
+    (no_cache / Published("mask", name, ()).file).write_bytes(b"weights")
+    monkeypatch.setattr(Published, "network", lambda published, device: Everywhere())
+    prepared = prepare(case_of(write(tmp_path / "walk.mp4", scene())), tmp_path / "cache", mask=name)
+    masks = read_stream(prepared.case.streams["person_mask"], range(prepared.case.frames))[:, 0] > 127
+    assert 0.15 < masks.mean() < 0.5
+    assert not masks[:, :, :8].any()
+    assert not masks[:, :, -8:].any()
 
 
 @needs_videos
@@ -289,34 +376,33 @@ def test_absent_weights_are_asked_for_by_name(no_cache, key, name, file, entry, 
     """Which file, what it is in torchvision, where to put it, and what needs none."""
     chosen = wanted(stages(GaitConfig(**{**FREE, key: name})), STREAMS)
     with pytest.raises(ConfigError) as error:
-        [made_ready(stage) for stage in chosen]
+        all_ready(chosen)
     text = str(error.value)
     assert text.startswith(f"preprocess.{key}={name} needs its published weights, the file {file} ({entry})")
     assert "Nothing is downloaded here" in text
     assert f"put it into {no_cache}" in text
-    assert "preprocess.weights=FOLDER" in text
+    assert "the environment variable TORCH_HOME names" in text
     assert f"Without weights: preprocess.{key}={free}" in text
 
 
-def test_weights_are_found_and_belong_to_the_key(no_cache, tmp_path):
-    published = Published("flow", "raft_small", str(tmp_path), ("dis",))
+def test_weights_are_found_and_belong_to_the_key(no_cache):
+    published = Published("flow", "raft_small", ("dis",))
     network = torchvision.models.optical_flow.raft_small(weights=None)
     torch.save(network.state_dict(), no_cache / published.file)
     here = published.settings()
     assert published.find() == no_cache / published.file
-    torch.save({key: value + 1 for key, value in network.state_dict().items()}, tmp_path / published.file)
-    assert published.find() == tmp_path / published.file, "the user's folder comes first"
-    assert published.settings() != here
-    loaded = Published("flow", "raft_small", str(no_cache), ("dis",)).network(CPU)
+    loaded = published.network(CPU)
     assert not loaded.training
     for key, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
+    torch.save({key: value + 1 for key, value in network.state_dict().items()}, no_cache / published.file)
+    assert published.settings() != here
 
 
 def test_weights_of_another_network_are_refused(no_cache):
     torch.save({"a": torch.zeros(1)}, no_cache / "raft_small_C_T_V2-01064c6d.pth")
     with pytest.raises(CheckpointError, match="do not fit raft_small"):
-        Published("flow", "raft_small", "", ("dis",)).network(CPU)
+        Published("flow", "raft_small", ("dis",)).network(CPU)
 
 
 def test_every_detector_loads_a_file_of_its_layout(no_cache):
@@ -326,7 +412,7 @@ def test_every_detector_loads_a_file_of_its_layout(no_cache):
         ("mask", "lraspp_mobilenet_v3_large", {"weights_backbone": None}),
         ("mask", "deeplabv3_mobilenet_v3_large", {"weights_backbone": None, "aux_loss": True}),
     ):
-        published = Published(key, name, "", ("background",))
+        published = Published(key, name, ("background",))
         state = torchvision.models.get_model(name, weights=None, **more).state_dict()
         torch.save(state, no_cache / published.file)
         found = published.network(CPU)
@@ -336,7 +422,7 @@ def test_every_detector_loads_a_file_of_its_layout(no_cache):
 
 def test_a_detector_that_sees_nobody_leaves_the_case_out(no_cache, tmp_path):
     """Through the whole stage, with a network from a file the test writes."""
-    published = Published("person", "fasterrcnn_mobilenet_v3_large_fpn", "", ("background",))
+    published = Published("person", "fasterrcnn_mobilenet_v3_large_fpn", ("background",))
     torch.manual_seed(0)
     network = torchvision.models.get_model(published.name, weights=None, weights_backbone=None)
     torch.save(network.state_dict(), no_cache / published.file)
@@ -371,6 +457,52 @@ def test_two_people_who_cross_are_kept_apart():
     tracks = link([np.array([a, b]) for a, b in zip(there, back, strict=True)], 5)
     assert sorted(len(track.frames) for track in tracks) == [20, 20]
     assert all(np.ptp(track.heights) == 0 for track in tracks)
+
+
+def test_who_is_seen_with_another_goes_on_alone():
+    """Two walk together, and one box holds both for longer than anybody may be missing; sizes alone tell who is who."""
+    patient, doctor = walk(0, frames=40), walk(45, height=125, frames=40)
+    found = [np.array([a, b]) for a, b in zip(patient, doctor, strict=True)]
+    for k in range(12, 26):
+        both = np.concatenate([np.minimum(patient[k][:2], doctor[k][:2]), np.maximum(patient[k][2:], doctor[k][2:])])
+        found[k] = both[None]
+    tracks = link(found, 5)
+    assert len(tracks) == 2
+    for track, boxes in zip(tracks, (patient, doctor), strict=True):
+        assert track.shared == list(range(12, 26))
+        frames, filled = fill(track, 5)
+        assert frames == list(range(40)), "seen all the time"
+        np.testing.assert_allclose(filled, boxes)
+
+
+def test_two_who_come_in_as_one_are_told_apart_from_then_on():
+    patient, doctor = walk(0), walk(45, height=125)
+    found = [np.array([a, b]) for a, b in zip(patient, doctor, strict=True)]
+    for k in range(6):
+        found[k] = np.array([[*patient[k][:2], *doctor[k][2:]]])
+    assert sorted(track.frames[0] for track in link(found, 5)) == [0, 6, 6]
+
+
+def test_two_boxes_of_one_person_are_one_track():
+    whole_body = walk(0)
+    without_feet = [box - [0, 0, 0, 10] for box in whole_body]
+    found = [np.array([a, b][: 1 + k % 2]) for k, (a, b) in enumerate(zip(whole_body, without_feet, strict=True))]
+    assert [len(track.frames) for track in link(found, 5)] == [20]
+
+
+def test_of_those_who_walk_along_the_nearest():
+    """Feet lower in the picture, though the other is shorter; with feet as low, the shorter; parts of nobody."""
+
+    def lower(boxes, by):
+        return Track(list(range(20)), [box + np.array([0, by, 0, by]) for box in boxes])
+
+    near, far = lower(walk(0, height=110), 20), lower(walk(60, height=100), 0)
+    assert choose([near, far], "walker", 20, 640) is near
+    assert choose([near, far], "shorter", 20, 640) is far
+    taller = lower(walk(60, height=128), 0)
+    assert choose([taller, near], "walker", 20, 640) is near, "178 and 180 are the same floor"
+    legs = Track(list(range(20)), [box + np.array([0, 60, 0, 25]) for box in walk(0)])
+    assert choose([near, legs], "walker", 20, 640) is near
 
 
 def test_a_gap_is_bridged_and_a_long_one_cuts():
@@ -445,4 +577,22 @@ def test_settings_are_part_of_what_is_kept(tmp_path):
     assert prepare(replace(case_of(path), case_id="other"), tmp_path / "cache").computed == 0
     assert prepare(case_of(path), tmp_path / "cache", flow="farneback").computed == 1
     assert prepare(case_of(path), tmp_path / "cache", size=48).computed == 3
+    for stage in stages(GaitConfig(**FREE)):
+        assert stage.settings["libraries"]["cv2"] == cv2.__version__
+    assert stages(GaitConfig())[2].settings["libraries"].keys() == {"torch", "torchvision"}
+
+
+def test_another_mask_leaves_flow_as_it_is(no_cache, tmp_path, monkeypatch):
+    path = write(tmp_path / "walk.mp4", scene())
+    first = prepare(case_of(path), tmp_path / "cache")
+    monkeypatch.setattr(
+        "medvid_two_stream.preprocess.stages._libraries", lambda published, *others: {"x": published.key}
+    )
+    assert prepare(case_of(path), tmp_path / "cache").computed == 3
+    monkeypatch.undo()
+    real = stages(GaitConfig(**{**FREE, "size": 64}))
+    changed = [replace(stage, version="of tomorrow") if stage.name == "mask" else stage for stage in real]
+    again = prepare_case(case_of(path), changed, Cache(tmp_path / "cache"), CPU)
+    assert again.computed == 1
+    assert again.case.streams["flow"] == first.case.streams["flow"]
     assert math.isclose(first.case.fps, 15, abs_tol=1e-3)

@@ -68,8 +68,9 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         if classes:
             self.proj = nn.Linear(width, 1 if self.one_logit else classes)
-            nn.init.normal_(self.proj.weight, std=0.01)
-            nn.init.zeros_(self.proj.bias)
+            if not one_logit:  # the original's begins as torch initialises it
+                nn.init.normal_(self.proj.weight, std=0.01)
+                nn.init.zeros_(self.proj.bias)
 
     def pool(self, maps: Tensor) -> Tensor:
         """Maps [B,D,T,H,W] -> [B,T',H',W',D]: one place, one a frame, or one a window.

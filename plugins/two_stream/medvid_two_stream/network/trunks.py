@@ -11,7 +11,7 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models.video import mvit_v2_s, r2plus1d_18, r3d_18, swin3d_t
 
 from medvid_two_stream.config import SLOW_BLOCKS, TORCHVISION_IMAGE, TrunkConfig, channels_of
-from medvid_two_stream.network.slow import SlowResNet, head_window
+from medvid_two_stream.network.slow import SlowResNet, Stem, head_window
 from medvid_two_stream.network.stream import ClipStream, FrameStream, Head, Published, Stream
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -106,7 +106,10 @@ def make_stream(config: TrunkConfig, trunk: str, name: str, classes: int) -> Str
     if trunk in SLOW_BLOCKS:
         window = head_window(config.scratch) if config.compat else None
         head = Head(32 * config.width, classes, config.dropout, window, one_logit=config.compat)
-        return SlowResNet(channels, head, config.blocks or SLOW_BLOCKS[trunk], config.width, config.scratch)
+        net = SlowResNet(channels, head, config.blocks or SLOW_BLOCKS[trunk], config.width, config.scratch)
+        if config.compat:  # the original puts the stem in anew, as torch initialises it
+            cast(Stem, net.blocks[0]).conv.reset_parameters()
+        return net
     if trunk in TORCHVISION_IMAGE:
         net = image_net(trunk, channels)
         # the original's has no dropout

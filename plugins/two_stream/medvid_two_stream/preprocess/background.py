@@ -30,6 +30,7 @@ _NOISES = 4.0  # times the usual difference of a pixel
 _LIGHT = 0.15  # of the picture that differs: more, and far more than usual, is no person but the light
 _TOO_MUCH = 0.35  # of the picture that changes in the middle one of all frames: the camera moves, or the light
 _SMALLEST = 0.004  # of the picture: smaller blobs are no person
+_AS_TALL = 0.6  # of the taller: two blobs side by side that are no parts of one person
 _CHUNK = 16
 
 
@@ -135,18 +136,19 @@ def _joined(boxes: list[Boxes], height: int) -> list[Boxes]:
     """Join parts that stand one above the other."""
     boxes, reach = list(boxes), 0.06 * height
     for _ in range(len(boxes)):
-        pair = next(
-            (
-                (i, j)
-                for i, a in enumerate(boxes)
-                for j, b in enumerate(boxes[:i])
-                if min(a[2], b[2]) - max(a[0], b[0]) > 0.3 * min(a[2] - a[0], b[2] - b[0])
-                and max(a[1], b[1]) - min(a[3], b[3]) < reach
-            ),
-            None,
-        )
+        pairs = ((i, j) for i, a in enumerate(boxes) for j, b in enumerate(boxes[:i]) if _one_above(a, b, reach))
+        pair = next(pairs, None)
         if pair is None:
             break
         a, b = boxes.pop(pair[0]), boxes.pop(pair[1])
         boxes.append(np.concatenate([np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])]))
     return boxes
+
+
+def _one_above(a: Boxes, b: Boxes, reach: float) -> bool:
+    """Whether two boxes are parts of one person; two that are about as tall, side by side, are two people."""
+    if min(a[2], b[2]) - max(a[0], b[0]) <= 0.3 * min(a[2] - a[0], b[2] - b[0]):
+        return False
+    low, tall = sorted((a[3] - a[1], b[3] - b[1]))
+    beside = low > _AS_TALL * tall and min(a[3], b[3]) - max(a[1], b[1]) > 0.5 * low
+    return not beside and bool(max(a[1], b[1]) - min(a[3], b[3]) < reach)

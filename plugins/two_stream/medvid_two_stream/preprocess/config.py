@@ -31,8 +31,9 @@ class GaitConfig:
             ``fasterrcnn_resnet50_fpn``, ``fasterrcnn_mobilenet_v3_large_fpn``), which needs its published weights; or
             ``background``, what differs from the median picture, for a camera that stands still.
         score: how sure a detector must be of a person, 0 to 1.
-        who: which of several people: the ``walker`` who is seen longest and goes farthest; or the ``shorter`` of those
-            that walk about equally, as in the original, where the taller one is the assistant.
+        who: which of several people: of those who are seen longest and go farthest, the ``walker`` who is nearest to
+            the camera, with the feet lowest in the picture, and of those as near the shorter; or the ``shorter``
+            wherever she or he walks, as in the original, which takes the taller one for the assistant.
         size: height and width of the prepared video in pixels.
         stride: take every n-th frame of the recording: so far apart are neighbours in the prepared video, and its flow.
         mask: what tells the person from the rest: a network of torchvision (``maskrcnn_resnet50_fpn_v2``,
@@ -40,7 +41,6 @@ class GaitConfig:
             ``lraspp_mobilenet_v3_large``) or ``background``.
         flow: optical flow: ``raft_large`` or ``raft_small`` of torchvision; or ``dis`` or ``farneback`` of OpenCV,
             which need no weights.
-        weights: folder of published weights, beside torchvision's own cache.
     """
 
     person: str = "fasterrcnn_resnet50_fpn_v2"
@@ -50,7 +50,6 @@ class GaitConfig:
     stride: int = 2
     mask: str = "maskrcnn_resnet50_fpn_v2"
     flow: str = "raft_large"
-    weights: str = ""
 
     def __post_init__(self) -> None:
         for key, choices in (

@@ -11,43 +11,44 @@ from medvid_core.data.clip import Array
 from medvid_core.data.stages import Made, Work
 from medvid_core.errors import DataError
 from medvid_two_stream.preprocess.background import Scene
-from medvid_two_stream.preprocess.boxes import (
-    GAP_S,
-    SHORTEST,
-    Boxes,
-    choose,
-    crop,
-    fill,
-    link,
-    on_the_spot,
-    smooth_squares,
-)
+from medvid_two_stream.preprocess.boxes import Boxes, crop, smooth_squares
 from medvid_two_stream.preprocess.config import GaitConfig
+from medvid_two_stream.preprocess.tracks import GAP_S, SHORTEST, choose, fill, link, on_the_spot
 from medvid_two_stream.preprocess.weights import Published
 
 _CHUNK = 8  # frames in memory at once
 _USUAL_RATE = 30.0  # frames a second, where nothing is known
 _UNEVEN = 0.3  # of the usual time between frames: beyond, the rate varies
+_SLOWEST_S = 0.25  # between the frames that are taken: half of what a step takes, or it cannot be told where it goes
 
 
 def cut_out(config: GaitConfig, detector: Published, work: Work) -> Made:
     """Write the stream ``video``: the walker in a square, uint8 [3,size,size] a frame.
 
     Raises:
-        DataError: too few frames, nobody who walks, or (without a detector) a camera that moves.
+        DataError: too few frames, or too far apart; nobody who walks; or (without a detector) a camera that moves.
     """
-    grid, step_s, note = even_frames(work.times_s(), config.stride)
+    timed = work.case.fps is not None or bool(work.case.times_s)
+    times_s = work.times_s() if timed else [frame / _USUAL_RATE for frame in range(work.case.frames)]
+    notes = [] if timed else [f"its frame rate is not known: {_USUAL_RATE:.0f} a second are assumed"]
+    grid, step_s, remarks = even_frames(times_s, config.stride)
+    notes += remarks
     if len(grid) < SHORTEST:
         raise DataError(
             f"It has {work.case.frames} frame(s), of which preprocess.stride={config.stride} leaves {len(grid)}: "
             f"nobody can be seen to walk in fewer than {SHORTEST}."
+        )
+    if step_s > _SLOWEST_S:
+        raise DataError(
+            f"Its frames are {step_s / config.stride:.2g} s apart, those that preprocess.stride={config.stride} leaves "
+            f"{step_s:.2g} s: a step cannot be followed with more than {_SLOWEST_S} s between them. Set a smaller "
+            "preprocess.stride, or leave the video out."
         )
     width = work.read([0]).shape[2]
     found = _detected(config, detector, work, grid) if detector.needed else _moving(work, grid)
     most_missing = round(GAP_S / step_s)
     tracks = link(found, most_missing)
     track = choose(tracks, config.who, len(grid), width)
-    notes = [note] if note else []
     if not detector.needed and (still := on_the_spot(track, found)) is not track:
         track = still
         notes.append("the walker stays on the spot: masks by background lack what hardly moves")
@@ -65,24 +66,35 @@ def cut_out(config: GaitConfig, detector: Published, work: Work) -> Made:
     )
 
 
-def even_frames(times_s: Sequence[float], stride: int) -> tuple[list[int], float, str]:
-    """Return every n-th frame, the time between these in seconds, and a remark where frames come unevenly.
+def even_frames(times_s: Sequence[float], stride: int) -> tuple[list[int], float, list[str]]:
+    """Return every n-th frame, the time between these in seconds, and remarks where frames come unevenly.
 
     Where the rate varies, the frames nearest to an even grid of the usual (median) time are taken, so that a flow is a
-    speed; one may be taken twice where the recording pauses.
+    speed; one may be taken twice where a frame is missing. A pause longer than `GAP_S` shows nothing, and ends the
+    video: the longest stretch between pauses is taken.
+
+    Args:
+        times_s: when each frame was taken, rising; stamps that do not rise are taken for the usual rate.
+        stride: n.
     """
     steps = np.diff(times_s)
     usual = float(np.median(steps)) if len(steps) else 0.0
-    if usual <= 0 or usual * stride >= GAP_S * stride:  # no times, or frame numbers in their place
-        return list(range(0, len(times_s), stride)), stride / _USUAL_RATE, ""
-    if np.abs(steps - usual).max() <= _UNEVEN * usual:
-        return list(range(0, len(times_s), stride)), usual * stride, ""
-    wanted = np.arange(times_s[0], times_s[-1] + 0.5 * usual, usual * stride)
-    after = np.clip(np.searchsorted(times_s, wanted), 1, len(times_s) - 1)
-    times = np.asarray(times_s)
-    nearest = after - (wanted - times[after - 1] < times[after] - wanted)
-    remark = f"the frame rate varies: frames nearest to every {1000 * usual * stride:.1f} ms are taken"
-    return nearest.tolist(), usual * stride, remark
+    if usual <= 0:
+        return list(range(0, len(times_s), stride)), stride / _USUAL_RATE, []
+    pauses = np.flatnonzero(steps > max(GAP_S, (1 + _UNEVEN) * usual)) + 1
+    stretch = max(np.split(np.arange(len(times_s)), pauses), key=len)
+    first, last = int(stretch[0]), int(stretch[-1])
+    remarks = []
+    if len(pauses):
+        remarks.append(f"the recording pauses: of it frames {first} to {last}, the longest stretch without, are taken")
+    times, steps = np.asarray(times_s)[stretch], steps[first:last]
+    if not len(steps) or np.abs(steps - usual).max() <= _UNEVEN * usual:
+        return list(range(first, last + 1, stride)), usual * stride, remarks
+    wanted = np.arange(times[0], times[-1] + 0.5 * usual, usual * stride)
+    after = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
+    nearest = first + after - (wanted - times[after - 1] < times[after] - wanted)
+    remarks.append(f"the frame rate varies: frames nearest to every {1000 * usual * stride:.1f} ms are taken")
+    return nearest.tolist(), usual * stride, remarks
 
 
 def whole(frames: list[int], boxes: Boxes, width: int) -> tuple[list[int], Boxes]:

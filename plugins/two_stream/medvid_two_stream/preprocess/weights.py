@@ -30,13 +30,11 @@ class Published:
     Attributes:
         key: the setting that names it.
         name: the network's name in torchvision, or one of ``free``.
-        folder: where to look first; empty: in torchvision's own cache alone.
         free: values of the setting that need no weights.
     """
 
     key: str
     name: str
-    folder: str
     free: Sequence[str]
     _built: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -61,22 +59,21 @@ class Published:
         Raises:
             ConfigError: it is not at hand; the text names it, where to put it, and what needs none.
         """
-        places = [Path(self.folder)] if self.folder else []
-        places.append(Path(torch.hub.get_dir()) / "checkpoints")
-        found = next((place / self.file for place in places if (place / self.file).is_file()), None)
-        if found is not None:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        found = folder / self.file
+        if found.is_file():
             return found
         weights = self.entry
         raise ConfigError(
             f"preprocess.{self.key}={self.name} needs its published weights, the file {self.file} "
             f"({type(weights).__module__}.{weights}), and it is not at hand. Nothing is downloaded here: get it where "
-            f"there is a network and put it into {' or '.join(map(str, places))}"
-            + ("" if self.folder else ", or into any folder and say which with preprocess.weights=FOLDER")
-            + f". Without weights: {' or '.join(f'preprocess.{self.key}={name}' for name in self.free)}."
+            f"there is a network and put it into {folder} (another folder: the one that the environment variable "
+            "TORCH_HOME names, below it hub/checkpoints). "
+            f"Without weights: {' or '.join(f'preprocess.{self.key}={name}' for name in self.free)}."
         )
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what the network's answers depend on: the content of the file.
+        """Return what the network's answers depend on beside libraries: the content of the file.
 
         Raises:
             ConfigError: it is not at hand.
