@@ -73,6 +73,7 @@ def test_the_originals_head_weighs_frames_as_a_trapezoid(frames):
     """Of a feature that is there in one frame alone, the logit is that frame's share: 1, 2, …, 8, 8, …, 2, 1."""
     head = golden.Head(1, 2, window=(8, 7, 7), one_logit=True)
     torch.nn.init.ones_(head.proj.weight)
+    torch.nn.init.zeros_(head.proj.bias)
     maps = torch.eye(frames)[:, None, :, None, None].expand(-1, -1, -1, 7, 7)
     shares = head(maps)[:, 1]
     rising = torch.arange(1.0, frames + 1).clamp(max=8)
