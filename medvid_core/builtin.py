@@ -163,6 +163,7 @@ def medvid_datasets() -> list[DatasetSpec]:
             tasks=_DENSE_TASKS,
             can_read=f"{module}.videos:can_read",
             index=f"{module}.videos:index",
+            unlabelled=f"{module}.unlabelled:index",
             config=f"{module}.videos:VideosConfig",
             card=Card(
                 summary="Video files, each with a mask video name_mask.* or a folder name_mask/ beside it.",
@@ -175,6 +176,7 @@ def medvid_datasets() -> list[DatasetSpec]:
             can_read=f"{module}.manifest:can_read",
             hint=f"{module}.manifest:hint",
             index=f"{module}.manifest:index",
+            unlabelled=f"{module}.manifest:unlabelled",
             config=f"{module}.manifest:ManifestConfig",
             card=Card(
                 summary="A CSV table: file, mask, label, frame_labels, anomaly or numbers, group_id, split and more.",

@@ -560,7 +560,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a YAML configuration file as dotted settings.
+    """Read a YAML configuration file as dotted settings; that of a run says what was the default when it was written.
 
     Raises:
         ConfigError: the file is absent, not YAML, not a mapping, or holds an interpolation.
@@ -575,6 +575,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} must hold keys and values.")
     settings = flatten({str(key): value for key, value in loaded.items()})
     _refuse_interpolation(settings, str(path))
+    if path.with_name("run.json").is_file():
+        settings.setdefault("clip.blend", "mean")  # a run that began before there was a choice
     return _with_names(settings)
 
 

@@ -176,6 +176,8 @@ class DatasetSpec:
         hint: ``(root: Path) -> str``: what to do with a folder that no data set reads and that is nearly of this
             layout; empty text for any other.
         index: ``(root: Path | None, config) -> Index``; opens as few files as it can.
+        unlabelled: likewise, for prediction: every video, annotated or not, and no annotation is looked at. Empty for
+            data sets whose ``index`` needs none.
         config: torch-free dataclass, every field with a default.
         defaults: settings this data set suggests, by dotted key.
     """
@@ -186,6 +188,7 @@ class DatasetSpec:
     config: str
     can_read: str = ""
     hint: str = ""
+    unlabelled: str = ""
     defaults: Settings = field(default_factory=dict)
     card: Card = Card()
 

@@ -9,7 +9,13 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``explain``."""
     parser.add_argument("run_or_file", metavar="RUN|FILE", type=Path, help="a run directory, or a model file")
-    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, or a folder of either")
+    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, a folder of either, or a data set's")
+    parser.add_argument(
+        "settings",
+        metavar="key=value",
+        nargs="*",
+        help="how PATH is read, where its layout does not say: dataset=ovarian, dataset.classes=[a,b], …",
+    )
     parser.add_argument(
         "--class",
         dest="wanted",
@@ -42,4 +48,5 @@ def run(arguments: argparse.Namespace) -> None:
         method=arguments.method,
         overlap=arguments.overlap,
         cache=arguments.cache,
+        settings=arguments.settings,
     )

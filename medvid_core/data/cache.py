@@ -137,8 +137,8 @@ class Cache:
     def get(self, key: str, make: Callable[[Path], Mapping[str, Any]]) -> Entry:
         """Return the result of a key, made by ``make`` if there is none: it writes files into the folder it is given.
 
-        A `DataError` of ``make`` is kept, and raised again the next time, unless something else caused it, such as a
-        file that could not be read for once.
+        A `DataError` of ``make`` is kept, and raised again the next time, whosever input it then is, unless something
+        else caused it (its ``__cause__``), such as a file that could not be read for once.
 
         Raises:
             DataError: nothing can be made of this input. CacheError: the cache cannot be written to, or its disk is

@@ -38,6 +38,7 @@ class Folds:
         test: ids of the test cases of each fold; every case that is not held out is in one of them.
         val: ids of the cases each fold chooses its checkpoint by.
         held_out: ids of cases that no fold sees, the test part that the data set fixes.
+        left_out: ids of cases that could not be prepared when the folds were made.
         made_with: the settings they were made with; empty where they were written by hand.
         imbalance: see `imbalance_of`; NaN where unknown.
     """
@@ -45,14 +46,21 @@ class Folds:
     test: tuple[tuple[str, ...], ...]
     val: tuple[tuple[str, ...], ...]
     held_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     made_with: Mapping[str, Any] = field(default_factory=dict)
     imbalance: float = float("nan")
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """The ids of ``left_out`` that nobody has put into a fold since: another model could use them, but does not."""
+        return frozenset(self.left_out).difference(*self.test, self.held_out)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as the file holds it."""
         folds = [{"test": list(test), "val": list(val)} for test, val in zip(self.test, self.val, strict=True)]
         known = {} if np.isnan(self.imbalance) else {"imbalance": round(self.imbalance, 4)}
-        return {"made_with": dict(self.made_with), **known, "held_out": list(self.held_out), "folds": folds}
+        apart = {"held_out": list(self.held_out), "left_out": list(self.left_out)}
+        return {"made_with": dict(self.made_with), **known, **apart, "folds": folds}
 
     def ids(self, fold: int | None) -> dict[str, set[str]]:
         """Return the ids of the cases of each part of a fold; of None all that any fold trains on, and the held out."""
@@ -192,6 +200,7 @@ def make_folds(
     count: int,
     config: SplitConfig,
     held_out: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> Folds:
     """Divide cases into folds, and take the validation cases of each out of the others.
 
@@ -206,6 +215,7 @@ def make_folds(
         count: number of folds.
         config: seed, fraction of validation groups, grouping, attempts.
         held_out: ids of cases that no fold shall see.
+        left_out: ids of cases that could not be prepared.
 
     Raises:
         ConfigError: fewer than two folds. DataError: fewer groups than folds.
@@ -231,6 +241,7 @@ def make_folds(
         test=tuple(tuple(ids[fold == number].tolist()) for number in range(count)),
         val=tuple(tuple(ids[part].tolist()) for part in validation),
         held_out=tuple(held_out),
+        left_out=tuple(left_out),
         made_with=made_with(count, config),
         imbalance=imbalance_of(fold, shares, weights),
     )
@@ -318,13 +329,14 @@ def read_folds(path: Path) -> Folds:
         for part in ("test", "val"):
             if not isinstance(fold, dict) or not _is_ids(fold.get(part)):
                 raise DataError(f"{path}: fold {number} needs a list {part!r} of case ids (of val it may be empty).")
-    held_out, made = data.get("held_out", []), data.get("made_with", {})
-    if not _is_ids(held_out) or not isinstance(made, dict):
-        raise DataError(f"{path}: 'held_out' must be a list of case ids and 'made_with' an object.")
+    held_out, left_out, made = data.get("held_out", []), data.get("left_out", []), data.get("made_with", {})
+    if not _is_ids(held_out) or not _is_ids(left_out) or not isinstance(made, dict):
+        raise DataError(f"{path}: 'held_out' and 'left_out' must be lists of case ids and 'made_with' an object.")
     return Folds(
         test=tuple(tuple(fold["test"]) for fold in folds),
         val=tuple(tuple(fold["val"]) for fold in folds),
         held_out=tuple(held_out),
+        left_out=tuple(left_out),
         made_with=made,
         imbalance=float(data.get("imbalance", "nan")),
     )
@@ -335,7 +347,7 @@ def _is_ids(value: object) -> bool:
 
 
 def check_folds(folds: Folds, cases: Sequence[Case], config: SplitConfig, where: str) -> None:
-    """Refuse folds that do not divide these cases, whole patients at a time.
+    """Refuse folds that do not divide these cases, whole patients at a time; those of `Folds.unused` are passed over.
 
     Args:
         folds: as made or read.
@@ -347,6 +359,8 @@ def check_folds(folds: Folds, cases: Sequence[Case], config: SplitConfig, where:
         DataError: a case that the data do not hold, that stands in no fold or in two; a patient in two folds, or on
             both sides of one.
     """
+    unused = folds.unused
+    cases = [case for case in cases if case.case_id not in unused]
     known = {case.case_id: group for case, group in zip(cases, groups_of(cases, config), strict=True)}
     owner: dict[str, str] = {}
     places = [(f"the test part of fold {number}", names) for number, names in enumerate(folds.test)]

@@ -6,7 +6,8 @@ video as earlier stages left it, writes streams frame by frame, and says which s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Stage:
         name: unique within the preprocessor.
         provides: streams it writes.
         requires: streams it reads; those that no earlier stage provides are the data's own.
-        run: does the work for one case. `DataError`: this case cannot be prepared, and is left out.
+        run: does the work for one case. `DataError`: this case cannot be prepared, and is left out. Its text is kept,
+            and shown to whoever comes with the same content: it must name no file, case or patient.
         settings: everything beside the input that the result depends on, plain data.
         ready: called before anything is computed, and only where the stage is needed; returns further settings, such
             as the hash of a file of weights. `ConfigError`: something is not at hand.
@@ -88,15 +90,18 @@ class Work:
     def read(self, frames: Sequence[int], stream: str = "video") -> Array:
         """Read frames of a stream as earlier stages left it: video uint8 [T,H,W,3], others as `read_stream` does."""
         source = self.case.streams[stream]
-        return read_images(source, frames) if stream == "video" else read_stream(source, frames)
+        with _reading():
+            return read_images(source, frames) if stream == "video" else read_stream(source, frames)
 
     def read_source(self, frames: Sequence[int]) -> Array:
         """Read frames of the data's own video, uint8 [T,H,W,3]."""
-        return read_images(self.source.streams["video"], frames)
+        with _reading():
+            return read_images(self.source.streams["video"], frames)
 
     def times_s(self) -> list[float]:
         """Return when each frame of ``case`` was taken, in seconds; frame numbers where no rate is known."""
-        return frame_times(self.case)
+        with _reading():
+            return frame_times(self.case)
 
     def write(self, stream: str, kind: str, frames: Iterable[Array]) -> None:
         """Write a stream.
@@ -113,6 +118,15 @@ class Work:
         name = f"{stream}.frames"
         stored.write(self.folder / name, frames)
         self.written[stream] = {"kind": kind, "file": name}
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Give an error of a file a cause, so that the cache does not keep it: it names the file of whoever came first."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def _divided(
         _check_known(folded, outputs)
         contents = _contents(out, cases, outputs, progress)
         known = [contents[case.case_id] for case in folded]
-        folds = make_folds(folded, outputs, known, DEFAULT_FOLDS if wanted is None else wanted, config.split, held_out)
+        left_out = [case.case_id for case in index.cases if case.case_id not in contents]
+        count = DEFAULT_FOLDS if wanted is None else wanted
+        folds = make_folds(folded, outputs, known, count, config.split, held_out, left_out)
         _write(path, folds)  # also if they are refused: then they can be edited
     check_classes(folds, contents, str(source))
     if source != path:

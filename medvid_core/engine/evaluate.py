@@ -102,7 +102,9 @@ def evaluate(
     config_file = file.parent / "config.yaml"
     if not config_file.is_file() and data is None:
         raise ConfigError(f"{file} stands without its run, so its data are unknown. Say what to score with --data.")
-    composed = compose(registry(), info.name, data, settings, config_file if config_file.is_file() else None)
+    # what is asked of overlaps is judged against the model's clips, not those of a preset
+    own = (f"clip.frames={info.frames}", f"clip.blend={info.blend}")
+    composed = compose(registry(), info.name, data, (*own, *settings), config_file if config_file.is_file() else None)
     config = composed.config
     index = open_dataset(composed)
     _require_same(info.outputs, index.outputs)
@@ -111,12 +113,10 @@ def evaluate(
     folder = _free_folder(out or loaded.home / _default_name(composed, chosen.part))
     clip = dataclasses.replace(
         config.clip,
-        frames=info.frames,
         size=info.size,
         stride=info.stride,
         padding=info.padding,
         fan_crop=info.fan_crop,
-        blend=config.clip.blend if "clip.blend" in parse_overrides(settings) else info.blend,
     )
     check_prompt(composed.model, config.evaluate)
     progress = Progress(front.is_main_process)
@@ -158,7 +158,6 @@ def evaluate(
     summary = summarise(rows, scorer.metrics)
     if front.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_crops(folder, cases, clip.fan_crop, progress)
         write_tables(folder, rows, scorer.outputs)
         record = {
             "model": described(info, loaded),
@@ -190,6 +189,7 @@ def evaluate(
         ]
         write_breakdowns(folder, breakdowns)
         write_evaluation(folder, record, higher_is_better, breakdowns)
+        write_crops(folder, cases, clip.fan_crop, progress)
         width = max(28, *map(len, summary))
         for name, value in summary.items():
             print(f"{name:<{width}} {value:.4f}")

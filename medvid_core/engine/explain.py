@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from medvid_core.engine.attribution import (
 )
 from medvid_core.engine.ensemble import Ensemble, runs_of
 from medvid_core.engine.inference import Blend, Windows, predict_case
-from medvid_core.engine.opening import open_videos, prepared, require_free, write_folders
+from medvid_core.engine.opening import check_words, config_beside, open_videos, prepared, require_free, write_folders
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines, write_json
 from medvid_core.engine.setup import accelerator, scan_choice
 from medvid_core.errors import ConfigError, did_you_mean
-from medvid_core.models import describe, load_model
+from medvid_core.models import describe, load_model, model_file
 
 MAPS_FILE, RECORD_FILE = "explanation.safetensors", "explanation.json"
 
@@ -90,8 +90,9 @@ def explain(
     method: str = "grad-cam",
     overlap: int = 0,
     cache: Path | str = "",
+    settings: Sequence[str] = (),
 ) -> list[Path]:
-    """Explain what a model predicts of a video, a folder of frames, or of each in a folder of either.
+    """Explain what a model predicts of a video, a folder of frames, or of each in a folder of either, or in a data set.
 
     Each case gets a folder with, for each stream, a video and a sheet of stills that show what speaks for what is
     asked, ``explanation.json`` and ``explanation.safetensors`` (the maps).
@@ -105,15 +106,18 @@ def explain(
         method: ``grad-cam`` or ``integrated-gradients``.
         overlap: frames that neighbouring windows share; they are blended.
         cache: folder of prepared videos, for models whose videos are prepared; empty: the user's own.
+        settings: ``dataset=NAME`` and ``dataset.KEY=VALUE``, where the layout alone does not say how ``path`` is read.
 
     Returns:
         The folder of each case.
 
     Raises:
-        ConfigError: the model, output, class or method do not fit; or Captum is asked for and not installed.
+        ConfigError: the model, output, class or method do not fit; or Captum is asked for and not installed; or several
+            data sets know the layout of ``path``, or a setting does not fit.
         CheckpointError: the model cannot be loaded. DataError: nothing to explain; or ``out`` holds explanations of
             some of the cases; or, after all the others are written, the cases that cannot be read.
     """
+    check_words(settings)
     front = accelerator()
     model = _one_model(model_or_run)
     info = describe(model)
@@ -129,7 +133,8 @@ def explain(
         )
     asked = Asked(model)
     how = METHODS[method](asked, info)
-    opened = open_videos(info, Path(path), overlap, 1, front.device)
+    config_file = None if isinstance(model_or_run, nn.Module) else config_beside(model_file(model_or_run))
+    opened = open_videos(info, Path(path), overlap, 1, front.device, settings, config_file)
     model.to(front.device)
     require_free(Path(out), opened.names, "explanation")
     front.wait_for_everyone()

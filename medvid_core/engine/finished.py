@@ -25,6 +25,9 @@ from medvid_core.specs import FRAME_TASKS, OutputSpec
 
 Cells = Mapping[str, str]
 
+TRACKERS = "train.trackers"
+"""A setting that changes nothing of what is learnt: runs that differ in it alone are repetitions of each other."""
+
 _LONGEST_LABEL = 60
 
 
@@ -55,9 +58,9 @@ class FinishedRun:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All settings but the seed and the places of data and cache: equal for repetitions of one training."""
-        places = ("seed", "dataset.root", "cache")
-        return {key: value for key, value in self.settings.items() if key not in places}
+        """All settings but seed, trackers and the places of data and cache: equal for repetitions of one training."""
+        others = ("seed", "dataset.root", "cache", TRACKERS)
+        return {key: value for key, value in self.settings.items() if key not in others}
 
     @property
     def data(self) -> Mapping[str, Any]:

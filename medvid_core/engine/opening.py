@@ -23,6 +23,7 @@ from medvid_core.engine.setup import open_dataset
 from medvid_core.errors import ConfigError, DataError
 from medvid_core.models import ModelInfo
 from medvid_core.plugins import registry
+from medvid_core.specs import resolve
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ def open_videos(
     return Opened(list(zip(cases, names, strict=True)), failed, windows, preparation)
 
 
+def config_beside(file: Path) -> Path | None:
+    """Return ``config.yaml`` of the run that a model file lies in; None where it stands without one."""
+    written = file.with_name("config.yaml")
+    return written if written.is_file() else None
+
+
 def check_words(settings: Sequence[str]) -> None:
     """Refuse settings that do not say how data are read.
 
@@ -126,11 +133,15 @@ def find_videos(
         DataError: nothing is there, or nothing readable. ConfigError: several data sets know the layout, or a setting
             does not fit.
     """
-    # of videos with masks beside them, those without masks are wanted too
-    known = [spec for spec in datasets_for(registry(), path) if spec.name != "videos"]
-    if not settings and not known:
+    if not settings and not datasets_for(registry(), path):
         return find_cases(path)
-    index = open_dataset(compose(registry(), info.name, str(path), settings, config_file))
+    composed = compose(registry(), info.name, str(path), settings, config_file)
+    if composed.dataset.unlabelled:
+        config = composed.config
+        root = Path(config.data_root) if config.data_root else None
+        index = resolve(composed.dataset.unlabelled)(root, config.dataset.config)
+    else:
+        index = open_dataset(composed)
     cases = [replace(case.only(()), targets={}, frame_targets={}) for case in index.cases]
     return cases, index.skipped
 

@@ -14,7 +14,7 @@ from medvid_core.data.prompts import Prompt, read_prompts
 from medvid_core.data.readers import image_size
 from medvid_core.engine.ensemble import load
 from medvid_core.engine.inference import Windows, predict_case, segment_case
-from medvid_core.engine.opening import check_words, open_videos, prepared, require_free, write_folders
+from medvid_core.engine.opening import check_words, config_beside, open_videos, prepared, require_free, write_folders
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.run import scan_lines, write_json
 from medvid_core.engine.scoring import columns, frame_columns, scored_case, write_rows
@@ -70,8 +70,7 @@ def predict(
     loaded = None if isinstance(model_or_run, torch.nn.Module) else load(model_or_run)
     model = cast(torch.nn.Module, model_or_run) if loaded is None else loaded.model
     info = describe(model)
-    written = None if loaded is None else loaded.file.with_name("config.yaml")
-    config_file = written if written is not None and written.is_file() else None
+    config_file = None if loaded is None else config_beside(loaded.file)
     opened = open_videos(info, Path(path), overlap, WINDOWS, front.device, settings, config_file)
     model.to(front.device).eval()
     pointed = _prompts(prompts, info, [case for case, _ in opened.cases])

@@ -18,6 +18,8 @@ from torch import nn
 
 from medvid_core.config import Composed, OptimizerConfig
 from medvid_core.data.clip import Case, Index
+from medvid_core.data.fan import check_fans
+from medvid_core.data.folds import read_folds
 from medvid_core.data.preprocess import Step, plan_steps, streams_at_hand
 from medvid_core.data.sampling import ClipItem, RankBatches, limited, steps_per_epoch, training_items
 from medvid_core.data.splits import STRADDLING, straddles
@@ -204,6 +206,7 @@ def open_session(
     check_processes(front.num_processes, expect_processes)
     require_installed(config.train.trackers)
     data = open_data(composed)
+    check_fans([case for cases in data.splits.values() for case in cases], config.clip.fan_crop)
     info = model_info(composed, registry, data)
     preparation = plan_for(info, registry)
     steps = plan_steps(registry, info.clip.streams, streams_at_hand(preparation, data.index.cases))
@@ -456,7 +459,7 @@ def _load_state(session: Session) -> None:
 
 def _write_start(session: Session) -> None:
     """Write configuration, splits, crops and the record, and show the header."""
-    from medvid_core.report.crops import write_crops
+    from medvid_core.report.crops import SHOWN, TABLE, write_crops
 
     run, config, data = session.run, session.composed.config, session.data
     if run.main:
@@ -466,8 +469,10 @@ def _write_start(session: Session) -> None:
             run.directory / "splits.json",
             {part: [case.case_id for case in cases] for part, cases in data.splits.items()},
         )
-        every = [case for cases in data.splits.values() for case in cases]
-        write_crops(run.directory, every, config.clip.fan_crop, session.progress)
+        if not (run.directory / TABLE).is_file():
+            # the other processes wait: only what is seen at once; an evaluation writes the boxes of all cases
+            first = [case for cases in data.splits.values() for case in cases][:SHOWN]
+            write_crops(run.directory, first, config.clip.fan_crop, session.progress)
     parameters = list(session.model.parameters())
     run.update(
         status="running",
@@ -522,8 +527,14 @@ def _notes(session: Session) -> list[str]:
         notes.append(f"no test cases: the result is that of the {session.reported} cases, and too good")
     if straddles(splits):
         notes.append(STRADDLING)
+    file, skipped = composed.config.split.file, session.data.index.skipped
+    unused = read_folds(Path(file)).unused.difference(skipped) if file else frozenset()
+    if apart := [case.case_id for case in session.data.index.cases if case.case_id in unused]:
+        notes.append(
+            f"{len(apart)} case(s) could not be prepared when the folds were made, are in none, and are not used: "
+            f"{', '.join(apart[:5])}{', …' if len(apart) > 5 else ''}"
+        )
     notes += _patient_notes(session.data.index.cases)
-    skipped = session.data.index.skipped
     notes += [f"left out {case}: {reason}" for case, reason in list(skipped.items())[:5]]
     if len(skipped) > 5:
         notes.append(f"… and {len(skipped) - 5} more cases left out, see run.json")

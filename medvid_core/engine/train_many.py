@@ -9,7 +9,7 @@ from typing import Any
 
 from medvid_core.config import Composed, compose, flatten, parse_overrides, read_config_file
 from medvid_core.data.fan import check_fans
-from medvid_core.engine.finished import has_finished, names_of
+from medvid_core.engine.finished import TRACKERS, has_finished, names_of
 from medvid_core.engine.run import read_json
 from medvid_core.engine.setup import model_info, open_data
 from medvid_core.errors import ConfigError
@@ -147,7 +147,7 @@ def check_settings(
     Args:
         directory: of the run; one that has not begun is passed over.
         composed: the settings now.
-        but: keys that may differ.
+        but: keys that may differ, beside who is told of the run.
         begun_from: the weights now, see `medvid_core.engine.train.start_of`; None for random ones.
 
     Raises:
@@ -156,6 +156,7 @@ def check_settings(
     if not (directory / "run.json").is_file():
         return
     written, wanted = read_config_file(directory / "config.yaml"), flatten(composed.config.to_dict())
+    but = (*but, TRACKERS)
     other = sorted(key for key in written.keys() & wanted.keys() if written[key] != wanted[key] and key not in but)
     if other:
         key = other[0]

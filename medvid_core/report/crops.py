@@ -14,6 +14,7 @@ from medvid_core.data.readers import image_size, read_images
 from medvid_core.data.transforms import Box
 from medvid_core.engine.progress import Progress
 from medvid_core.engine.scoring import write_rows
+from medvid_core.errors import DataError
 from medvid_core.report.draw import Bytes, font, resize_image
 from medvid_core.report.text import shortened
 
@@ -31,33 +32,36 @@ _LINE = (255, 200, 0)
 def write_crops(folder: Path, cases: Sequence[Case], how: str, progress: Progress) -> None:
     """Write ``crops.csv``, a row a case, and ``crops.png``, the middle frame of the first cases with what is kept.
 
+    A case that cannot be read, or whose fan mask does not fit, has the reason under ``problem`` and no box.
+
     Args:
         folder: where to.
         cases: the videos.
         how: ``clip.fan_crop``; with ``none``, nothing is written.
         progress: shows a bar.
-
-    Raises:
-        DataError: a fan mask does not fit, or a file cannot be read.
     """
     if how == "none":
         return
     rows: list[dict[str, Any]] = []
     shown: list[Image.Image] = []
     for case in progress.track(cases, "cropping"):
-        box = fan_box(case, how)
+        try:
+            box = fan_box(case, how)
+            size = image_size(case.streams["video"])
+            frames = read_images(case.streams["video"], [case.frames // 2]) if len(shown) < SHOWN else ()
+        except DataError as error:  # a corrupt file costs its case, not the run
+            rows.append({"case_id": case.case_id, "problem": str(error)})
+            continue
         assert box is not None  # something is cropped
-        size = image_size(case.streams["video"])
         found = "mask" if how != "estimate" and fan_mask(case) else "estimate"
         sides = {"source_height": size[0], "source_width": size[1]}
-        rows.append({"case_id": case.case_id, "how": found, **box._asdict(), **sides})
-        if len(shown) < SHOWN:
-            frame = read_images(case.streams["video"], [case.frames // 2])[0]
-            shown.append(_cell(frame, box, case.case_id))
+        rows.append({"case_id": case.case_id, "problem": "", "how": found, **box._asdict(), **sides})
+        shown += [_cell(frame, box, case.case_id) for frame in frames]
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / TABLE, rows)
-    _sheet(shown).save(folder / PICTURE)
-    progress.say(f"crop     {how}: look at {folder / PICTURE}")
+    if shown:
+        _sheet(shown).save(folder / PICTURE)
+    progress.say(f"crop     {how}: look at {folder / (PICTURE if shown else TABLE)}")
 
 
 def _cell(image: Bytes, box: Box, name: str) -> Image.Image:

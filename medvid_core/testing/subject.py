@@ -106,7 +106,7 @@ def subject_of(metafunc: pytest.Metafunc) -> Subject:
 
 def references(spec: Spec) -> Iterator[tuple[str, str]]:
     """Yield field and ``module:attribute`` of every reference a spec holds."""
-    fields = ["config", "build", "index", "can_read", "hint", "run", "stages", "upstream_config"]
+    fields = ["config", "build", "index", "can_read", "hint", "unlabelled", "run", "stages", "upstream_config"]
     for name in fields:
         value = getattr(spec, name, "")
         if value:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,6 +198,20 @@ def unreadable(folder):
         raise FileNotFoundError("gone.mp4")
     except OSError as error:
         raise DataError("It cannot be read.") from error
+
+
+def test_a_file_that_cannot_be_read_is_not_kept(cache, tmp_path):
+    """Its error names it: of the same content under another name it would say the name of the first."""
+    for name in ("Jane Doe.dcm", "b.dcm"):
+        path = tmp_path / name
+        path.write_bytes(bytes(128) + b"DICM" + b"damaged")
+        source = Source(reader="dicom", paths=(str(path),))
+        case = Case(case_id=path.stem, group_id="a", frames=4, fps=10.0, streams={"video": source})
+        stages = Counted()
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            stages.prepare(case, cache)
+        assert stages.ran == ["half"]
+    assert not list(cache.root.glob("entries/*/*"))
 
 
 def broken(folder):

@@ -301,6 +301,27 @@ def test_a_file_that_does_not_divide_the_data_is_refused(tmp_path, folds, more, 
     assert str(info.value) == f"{path}: {text}"
 
 
+def test_cases_that_were_left_out_are_in_no_part(tmp_path):
+    """Not even where their patient is validated on; one that is put into a fold by hand is used again."""
+    folds = [(["a1", "b1"], []), (["c1"], ["a1"])]
+    path = write(tmp_path / "splits.json", folds, left_out=["a2", "d1", "gone"])
+    read = read_folds(path)
+    assert read.unused == {"a2", "d1", "gone"}
+    assert read.to_dict()["left_out"] == ["a2", "d1", "gone"]
+    parts = split_cases(CASES, SplitConfig(file=str(path), fold=1))
+    assert {part: [one.case_id for one in cases] for part, cases in parts.items()} == {
+        "train": ["b1"],
+        "val": ["a1"],
+        "test": ["c1"],
+    }
+    write(path, [(["a1", "a2", "b1"], []), (["c1"], [])], left_out=["a2", "d1"])
+    parts = split_cases(CASES, SplitConfig(file=str(path), fold=1))
+    assert [one.case_id for one in parts["train"]] == ["a1", "a2", "b1"]
+    write(path, [(["a1", "a2", "b1"], []), (["c1"], [])], left_out=["a2"])
+    with pytest.raises(DataError, match="case 'd1' of the data is in no fold"):
+        split_cases(CASES, SplitConfig(file=str(path), fold=1))
+
+
 def test_a_class_that_a_fold_could_not_learn_is_refused(tmp_path):
     folds = read_folds(write(tmp_path / "s.json", [(["a1", "a2", "b1"], ["c1"]), (["c1", "d1"], [])]))
     contents = {one.case_id: content_of(one, (VIEW,)) for one in CASES}
@@ -367,7 +388,8 @@ def test_a_part_that_lacks_a_class_is_told():
         ('{"folds": [{"test": ["a"], "val": []}]}', "holds no folds"),
         ('{"folds": [{"test": ["a"], "val": []}, {"test": ["b"]}]}', "fold 1 needs a list 'val' of case ids"),
         ('{"folds": [{"test": "a", "val": []}, {"test": ["b"], "val": []}]}', "fold 0 needs a list 'test' of case ids"),
-        ('{"folds": [{"test": ["a"], "val": []}, {"test": ["b"], "val": []}], "held_out": 1}', "must be a list"),
+        ('{"folds": [{"test": ["a"], "val": []}, {"test": ["b"], "val": []}], "held_out": 1}', "must be lists"),
+        ('{"folds": [{"test": ["a"], "val": []}, {"test": ["b"], "val": []}], "left_out": [1]}', "must be lists"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, text, message):

@@ -503,11 +503,11 @@ def test_settings_may_stand_anywhere(medvid, refused, capsys):
     assert refused("--model", "unet", "seed=1", "--print-config", "typo") == (
         "'typo' is not of the form key=value, e.g. train.epochs=20."
     )
-    for words in (("--model", "unet", "--print-confg"), ("explain", "RUN", "PATH", "seed=1")):
+    for words in (("--model", "unet", "--print-confg"), ("doctor", "seed=1")):
         assert refused(*words) == f"unrecognized arguments: {words[-1]}"
-    assert refused("predict", "RUN", "PATH", "seed=1") == (
-        "seed cannot be set here. Settings that can: dataset=NAME and dataset.KEY=VALUE, which say how PATH is read."
-    )
+    told = "Settings that can: dataset=NAME and dataset.KEY=VALUE, which say how PATH is read."
+    for command in ("predict", "explain"):
+        assert refused(command, "RUN", "PATH", "seed=1") == f"seed cannot be set here. {told}"
 
 
 def test_mistyped_command(refused):

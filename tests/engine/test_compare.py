@@ -659,6 +659,17 @@ def test_finished_runs_are_kept_and_stopped_ones_go_on(trained):
     assert (runs[1] / "cases.csv").read_bytes() == before[1]
 
 
+def test_trackers_may_differ(trained):
+    """They change nothing of what is learnt: the runs are kept, and are still seeds of one model."""
+    out, runs, _ = trained
+    said = []
+    train_missing(["unet"], None, 2, (*QUICK, "train.trackers=[tensorboard]"), out, plugins.registry(), said.append)
+    assert [line[:4] for line in said] == ["kept", "kept"]
+    one, other = map(read_finished, runs)
+    told = dataclasses.replace(other, settings={**other.settings, "train.trackers": ["tensorboard"]})
+    assert len(grouped([one, told])) == 1
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is(trained, tmp_path):
     """Other settings than those of a run that is there; models twice; no seeds."""
     out, runs, _ = trained

@@ -3,11 +3,14 @@
 import csv
 import shutil
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from medvid_core import OutputSpec, create_model, save_model
+from medvid_core.data.datasets import manifest
+from medvid_core.data.datasets.manifest import ManifestConfig
 from medvid_core.data.datasets.unlabelled import find_cases
 
 CLASSES = ("background", "solid", "non-solid")
@@ -16,6 +19,15 @@ CLASSES = ("background", "solid", "non-solid")
 def save(path, value=100, size=(40, 36)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full(size, value, np.uint8)).save(path)
+
+
+def write_video(path, frames):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 48, 40, "yuv420p"
+        for t in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((40, 48, 3), 20 * t, np.uint8), "rgb24")))
+        container.mux(stream.encode())
 
 
 def scan(folder, frames=3, masks=CLASSES):
@@ -78,6 +90,77 @@ def test_a_table(predicted, medvid, refused, model, tmp_path):
     (tmp_path / "data" / "manifest.csv").write_text("file,mask\nx,truth\n")
     assert predicted(tmp_path / "data") == {"x": 3}
     assert predicted(tmp_path / "data" / "manifest.csv") == {"x": 3}
+
+
+def test_a_table_without_annotation(predicted, tmp_path):
+    """Every row is a case, with its patient and rate; no mask or label is looked at, nor the run's column of labels."""
+    for t in range(2):
+        save(tmp_path / "data" / "x" / f"{t}.png", 20 * t)
+        save(tmp_path / "data" / "y" / f"{t}.png", 20 * t)
+    table = tmp_path / "data" / "manifest.csv"
+    table.write_text("file,group_id,fps\nx,p1,12.5\ny,p1,\n")
+    assert predicted(table.parent) == {"x": 2, "y": 2}
+    config = ManifestConfig(label_column="diagnosis", targets=("age",))
+    found = [(case.case_id, case.group_id, case.fps) for case in manifest.unlabelled(table, config).cases]
+    assert found == [("x", "p1", 12.5), ("y", "p1", None)]
+    table.write_text("file,mask\nx,gone.mp4\ny,\n")
+    assert predicted(table) == {"x": 2, "y": 2}
+
+
+def test_a_table_of_visits_is_read_as_in_training(tmp_path):
+    for name in "xyz":
+        save(tmp_path / name / "0.png")
+    (tmp_path / "manifest.csv").write_text("file,group_id,visit_time,ef\nx,p,0,50\ny,p,30,45\nz,p,60,40\n")
+    config = ManifestConfig(progression="ef")
+    assert manifest.unlabelled(tmp_path, config) == manifest.index(tmp_path, config)
+
+
+def test_videos_in_folders(predicted, tmp_path):
+    """With masks beside some of them, in whatever folder; pictures that lie about are no video of their own."""
+    data = tmp_path / "data"
+    for place in ("a.mp4", "sub/a.mp4", "sub/deep/b.mp4", "sub/deep/b_mask.mp4", "c.mp4"):
+        (data / place).parent.mkdir(parents=True, exist_ok=True)
+        write_video(data / place, frames=4)
+    for t in range(4):
+        save(data / "sub" / "a_mask" / f"{t}.png")
+        save(data / "frames" / f"{t}.png")
+    save(data / "a_mask.png")
+    save(data / "sub" / "cover.png")
+    found = predicted(data)
+    assert {name.partition("-")[0]: count for name, count in found.items()} == {
+        "a": 4,
+        "c": 4,
+        "frames": 4,
+        "sub_a": 4,
+        "sub_deep_b": 4,
+    }
+    assert predicted(data, "dataset=videos") == found
+    cases, skipped = find_cases(data, nested=True)
+    assert [case.case_id for case in cases] == ["a", "c", "frames", "sub/a", "sub/deep/b"]
+    assert not skipped
+
+
+def test_explain_reads_them_likewise(medvid, refused, tmp_path):
+    """In the layout of a data set, as the words or the run say."""
+
+    def explained(out):
+        return sorted(folder.name.partition("-")[0] for folder in out.iterdir())
+
+    for name in ("p/a", "p/b", "q/a"):
+        for t in range(3):
+            save(tmp_path / "data" / name / f"{t}.png", 20 * t)
+    words = ("preset=tiny", "model.motion=false", "train.max_steps=0", "evaluate.overlays=0", "dataset.classes=[q,p]")
+    more = ("split.val=0", "split.test=0.5", "--out", tmp_path / "run")
+    medvid("--model", "cnn", "--data", tmp_path / "data", *words, *more)
+    shutil.copytree(tmp_path / "data" / "p", tmp_path / "data" / "other")
+    medvid("explain", tmp_path / "run", tmp_path / "data", "--out", tmp_path / "e")
+    assert explained(tmp_path / "e") == ["p_a", "p_b", "q_a"]
+    words = ("dataset=class-folders", "dataset.classes=[other,q]")
+    medvid("explain", tmp_path / "run", tmp_path / "data", *words, "--out", tmp_path / "f")
+    assert explained(tmp_path / "f") == ["other_a", "other_b", "q_a"]
+    assert refused("explain", tmp_path / "run", tmp_path / "data", "clip.overlap=2").startswith(
+        "clip.overlap cannot be set here."
+    )
 
 
 def test_names_of_masks_beside_videos(tmp_path):

@@ -1,10 +1,11 @@
 """Vivim, whose loss teaches the centre frame of a clip alone, is scored and used there."""
 
 import json
+from dataclasses import replace
 
 import torch
 
-from medvid_core import OutputSpec, create_model, open_dataset
+from medvid_core import OutputSpec, create_model, open_dataset, save_model
 from medvid_core.config import ClipConfig, compose
 from medvid_core.data.loader import collate
 from medvid_core.engine.inference import Windows, segment_case
@@ -30,6 +31,34 @@ def test_vivim_is_scored_where_it_was_taught(medvid, tmp_path):
     medvid("evaluate", tmp_path / "run", "clip.blend=mean", "clip.overlap=2", "--out", tmp_path / "mean")
     assert json.loads((tmp_path / "mean" / "summary.json").read_text())["blend"] == "mean"
     assert (tmp_path / "mean" / "cases.csv").read_text() != (tmp_path / "run" / "cases.csv").read_text()
+
+
+def test_overlap_is_judged_against_the_clips_of_the_model(medvid, refused, vtus, tmp_path):
+    """Not those of the preset that its data would be trained with: longer clips, of which no centre is taken."""
+    output = OutputSpec(name="mask", task="segmentation", classes=("nodule",))
+    model = create_model("vivim", outputs=(output,), preset="tiny")
+    assert compose(registry(), "vivim", str(vtus())).config.clip.blend == "centre"
+    model.medvid = replace(model.medvid, frames=7, blend="mean")
+    save_model(model, tmp_path / "m.safetensors")
+    words = ("--data", tmp_path / "vtus", "--split", "test", "clip.overlap=6")
+    medvid("evaluate", tmp_path / "m.safetensors", *words, "--out", tmp_path / "e")
+    record = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert (record["overlap"], record["blend"]) == (6, "mean")
+    assert refused("evaluate", tmp_path / "m.safetensors", *words, "clip.blend=centre") == (
+        "clip.overlap=6 cannot be used: it must be 0 with clip.blend=centre, where every frame has a window of its own."
+    )
+
+
+def test_a_run_that_began_before_there_was_a_choice_goes_on_with_the_mean(tmp_path):
+    """What its preset would give it now is not for it; a file that is no run's leaves it to the preset."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        compose(registry(), "vivim", None, ["preset=full"]).config.to_yaml().replace("  blend: centre\n", "")
+    )
+    assert "blend" not in file.read_text()
+    assert compose(registry(), config_file=file).config.clip.blend == "centre"
+    (tmp_path / "run.json").write_text("{}")
+    assert compose(registry(), config_file=file).config.clip.blend == "mean"
 
 
 def test_vivim_gives_the_centre_logit():

@@ -1,6 +1,7 @@
 """What clips are cropped to stands in the run before anything is learnt, as numbers and as a picture."""
 
 import csv
+import json
 
 import numpy as np
 from PIL import Image
@@ -51,8 +52,61 @@ def test_without_a_crop_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_case_that_cannot_be_read_has_no_box_but_the_reason(tmp_path):
+    cases = [write_case(tmp_path / "data" / name) for name in "ab"]
+    for image in (tmp_path / "data" / "a").glob("?.png"):
+        image.write_bytes(b"no picture")
+    write_crops(tmp_path / "out", cases, "estimate", Progress(enabled=False))
+    broken, sound = rows(tmp_path / "out")
+    assert (broken["case_id"], broken["how"], broken["top"]) == ("a", "", "")
+    assert str(tmp_path / "data" / "a") in broken["problem"]
+    assert (sound["case_id"], sound["how"], sound["problem"]) == ("b", "estimate", "")
+    assert Image.open(tmp_path / "out" / "crops.png").size == (244, 204)  # the one that can be read
+    write_crops(tmp_path / "none", cases[:1], "estimate", Progress(enabled=False))
+    assert [row["case_id"] for row in rows(tmp_path / "none")] == ["a"]
+    assert not (tmp_path / "none" / "crops.png").exists()
+
+
+def test_a_corrupt_test_video_costs_its_case_alone(medvid, vtus, tmp_path):
+    """Neither the run nor its evaluation ends by it."""
+    data = vtus((("Train", "a"), ("Train", "b"), ("Train", "c"), ("Test", "d"), ("Test", "e")))
+    for image in (data / "Test" / "d").iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    words = ("preset=tiny", "train.max_steps=1", "evaluate.overlays=0", "clip.fan_crop=estimate")
+    medvid("--model", "unet", "--data", data, *words, "--out", tmp_path / "run")
+    medvid("evaluate", tmp_path / "run", "--out", tmp_path / "scored")
+    for folder in (tmp_path / "run", tmp_path / "scored"):
+        assert [row["case_id"] for row in rows(folder) if row["problem"]] == ["d"]
+    assert (tmp_path / "scored" / "evaluation.html").is_file()
+
+
+def test_an_ill_sized_fan_mask_is_refused_before_training(refused, vtus, tmp_path):
+    data = vtus()
+    mask = data / "Test" / "d" / "fan.png"
+    Image.new("L", (40, 30), 255).save(mask)
+    words = ("--model", "unet", "--data", data, "preset=tiny", "clip.fan_crop=auto", "--out", tmp_path / "run")
+    assert f"The fan mask {mask} is 40x30 pixels while the frames are 40x36." in refused(*words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_shows_its_first_cases_once(medvid, vtus, tmp_path, monkeypatch):
+    """Other processes wait meanwhile, so that neither a large data set nor going on may take long."""
+    monkeypatch.setattr("medvid_core.report.crops.SHOWN", 2)
+    run = tmp_path / "run"
+    words = ("preset=tiny", "train.max_steps=0", "evaluate.overlays=0", "clip.fan_crop=estimate")
+    medvid("--model", "unet", "--data", vtus(), *words, "--out", run)
+    before = rows(run)
+    assert len(before) == 2
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "stopped"}))
+    monkeypatch.setattr("medvid_core.report.crops.fan_box", None)  # calling it would fail
+    medvid("--resume", run)
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    assert rows(run) == before
+
+
 def test_a_run_and_its_evaluation_show_their_crops(medvid, vtus, tmp_path):
-    """Of all cases of the run, whatever their part; of an evaluation those that were scored."""
+    """Of cases of the run, whatever their part; of an evaluation those that were scored."""
     data = vtus()
     words = ("preset=tiny", "train.max_steps=0", "evaluate.overlays=0", "clip.fan_crop=estimate")
     medvid("--model", "unet", "--data", data, *words, "--out", tmp_path / "run")

@@ -125,6 +125,23 @@ def index(root: Path | None, config: ManifestConfig) -> Index:
     return make_index(cases, tuple(outputs), skipped, table, LAYOUT)
 
 
+def unlabelled(root: Path | None, config: ManifestConfig) -> Index:
+    """List the clips of all rows to predict on; what is known of them is not looked at, but for a history of visits.
+
+    Raises:
+        DataError: if the table, a file or a cell is missing or does not fit; the text names the row.
+        ConfigError: if settings contradict each other.
+    """
+    if config.progression:
+        return index(root, config)
+    table = _table(root)
+    cases: list[Case] = []
+    skipped: dict[str, str] = {}
+    for row in _rows(table, replace(config, label_column="label")):  # a column of labels need not be there
+        _add(row, table, config, None, [], cases, skipped)
+    return make_index(cases, (), skipped, table, "a CSV table with a column file")
+
+
 def _progression(table: Path, rows: Sequence[_Row], config: ManifestConfig) -> Index:
     """List patients' histories: their clips, joined."""
     name = config.progression

@@ -61,6 +61,7 @@ def test_a_class_of_which_nothing_is_left(tmp_path, capsys):
 
 
 def test_folds_are_drawn_from_what_is_left(tmp_path):
+    """A model that could use the others is compared on the same folds, without them."""
     data, out = videos(tmp_path / "data", autism="weww", normal="weww"), tmp_path / "cv"
     words = ["cv", "--model", "two-stream", "--data", str(data), *GAIT, "preset=tiny", "train.max_steps=1",
              "evaluate.overlays=0", f"cache={tmp_path / 'cache'}", "--folds", "2", "--resamples", "100"]  # fmt: skip
@@ -72,7 +73,22 @@ def test_folds_are_drawn_from_what_is_left(tmp_path):
         parts = json.loads((out / f"fold{number}" / "splits.json").read_text())
         assert (set(parts["test"]), set(parts["val"])) == (set(fold["test"]), set(fold["val"]))
         assert fold["val"]
-    main([*words, "--out", str(out)])  # the file of folds, which does not name what was left out, is read again
+    main([*words, "--out", str(out)])  # the file of folds is read again
+    lost = ["autism/autism1", "normal/normal1"]
+    assert json.loads((out / "splits.json").read_text())["left_out"] == lost
+
+    words = ["cv", "--model", "cnn-lstm", "model.input=rgb", "--data", str(data), "preprocess=none", *TRAIN[:1],
+             "train.max_steps=1", "evaluate.overlays=0", f"split.file={out / 'splits.json'}", "--resamples", "100",
+             "clip.size=[32,32]", "clip.frames=4", "--out", str(tmp_path / "other")]  # fmt: skip
+    main(words)
+    for number, fold in enumerate(folds):
+        run = tmp_path / "other" / f"fold{number}"
+        parts = json.loads((run / "splits.json").read_text())
+        assert sorted(name for part in parts.values() for name in part) == names
+        assert set(parts["test"]) == set(fold["test"])
+    note = f"2 case(s) could not be prepared when the folds were made, are in none, and are not used: {', '.join(lost)}"
+    assert note in json.loads((run / "run.json").read_text())["notes"]
+    assert note in (tmp_path / "other" / "cv.md").read_text()
 
 
 def test_the_command_counts_all_that_is_left_out(tmp_path, capsys):
