@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from medvid_core.cli.predict import add_path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``explain``."""
     parser.add_argument("run_or_file", metavar="RUN|FILE", type=Path, help="a run directory, or a model file")
-    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, a folder of either, or a data set's")
-    parser.add_argument(
-        "settings",
-        metavar="key=value",
-        nargs="*",
-        help="how PATH is read, where its layout does not say: dataset=ovarian, dataset.classes=[a,b], …",
-    )
+    add_path(parser)
     parser.add_argument(
         "--class",
         dest="wanted",

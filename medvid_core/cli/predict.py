@@ -12,6 +12,17 @@ from pathlib import Path
 from medvid_core.errors import ConfigError
 
 
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """Add what is read, and the settings that say how."""
+    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, a folder of either, or a data set's")
+    parser.add_argument(
+        "settings",
+        metavar="key=value",
+        nargs="*",
+        help="how PATH is read, where its layout does not say: dataset=ovarian, dataset.classes=[a,b], …",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict``."""
     parser.add_argument(
@@ -20,13 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a run directory, a model file, or the folder of a cross-validation (cv)",
     )
-    parser.add_argument("path", metavar="PATH", help="a video, a folder of frames, a folder of either, or a data set's")
-    parser.add_argument(
-        "settings",
-        metavar="key=value",
-        nargs="*",
-        help="how PATH is read, where its layout does not say: dataset=ovarian, dataset.classes=[a,b], …",
-    )
+    add_path(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
     parser.add_argument("--no-video", action="store_true", help="write no overlay videos")
     parser.add_argument("--overlap", metavar="N", type=int, help="frames that neighbouring windows share (default: 0)")
